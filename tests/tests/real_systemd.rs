@@ -330,7 +330,8 @@ impl Stopped {
         let is_it = |path: &std::path::Path| {
             std::fs::read_to_string(path.join("comm")).is_ok_and(|comm| comm.trim() == name)
         };
-        let path = threads.filter_map(Result::ok).map(|entry| entry.path()).find(|path| is_it(path));
+        let path =
+            threads.filter_map(Result::ok).map(|entry| entry.path()).find(|path| is_it(path));
         let path = path.expect("a thread of this name");
         let number = path.file_name().and_then(|name| name.to_str()?.parse().ok());
         let thread = Pid::from_raw(number.expect("a number"));

@@ -407,6 +407,29 @@ fn a_second_upgrade_and_a_sigterm_are_refused_clearly() {
     assert!(why.contains("the gateway is ending"), "{why}");
 }
 
+/// The old process ends while the new one says nothing: the new one is told, so that it does not
+/// take the end for a crash.
+#[test]
+fn a_new_process_hears_of_a_sigterm_at_once() {
+    let setup = Setup::new(Launch::default(), "");
+    let new = Imposter::connect(&setup);
+    let _sockets = new.is_offered();
+    setup.gateway.signal(Signal::SIGTERM);
+    let Some((Message::Refused { why }, _)) = new.hears() else { panic!("no refusal") };
+    assert!(why.contains("the gateway is ending"), "{why}");
+}
+
+/// The next process sees the process that serves at the other end, and not an earlier one that had
+/// opened the socket.
+#[test]
+fn the_door_belongs_to_the_process_that_serves() {
+    let setup = Setup::new(Launch::default(), "");
+    let process = setup.upgrade();
+    wait_until("the first process has ended", || setup.gateway.line() == [process]);
+    let new = Imposter::connect(&setup);
+    assert_eq!(pass::peer(new.0.as_fd()).expect("a peer").1, process);
+}
+
 /// SIGTERM comes when only the new process's last word is missing, and then that process dies: the
 /// old one ends as if there had been no upgrade.
 #[test]

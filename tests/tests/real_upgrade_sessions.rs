@@ -483,7 +483,6 @@ fn a_forced_stop_while_sessions_move_looks_to_nobody_like_an_end() {
     clients.iter().for_each(|client| ask(client, b"before"));
     setup.upgrade();
     setup.gateway.signal(Signal::SIGTERM);
-    // Until it is waited for, a process counts as one that lives.
     ringway_tests::real::wait_for("the old process ends", || setup.gateway.ended());
     let mut lived = 0;
     for mut client in &clients {

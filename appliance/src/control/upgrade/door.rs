@@ -9,9 +9,9 @@ use nix::unistd::geteuid;
 use socket2::Type;
 
 use crate::control::upgrade::under_way::FlowBatch;
-use crate::control::upgrade::voice::Voice;
+use crate::control::upgrade::voice::{MOST_REASON, Voice};
 use crate::ring::listen::unix;
-use crate::ring::sys::pass;
+use crate::ring::sys::pass::{self, Process};
 use crate::wire::hand_over::{
     Figures, MOST_BYTES, MOST_FIGURES, Message, Session, forget, read, write,
 };
@@ -23,6 +23,12 @@ pub const PATIENCE: Duration = Duration::from_secs(25);
 /// How long sessions wait for the new process's answer. They move no bytes meanwhile, but without
 /// an answer no other session can go.
 const SESSION_PATIENCE: Duration = Duration::from_secs(3);
+
+/// An upgrade leaves fewer messages unread.
+const MOST_UNREAD: u32 = 16;
+
+/// How long a process may take to end once it says nothing more.
+const END: Duration = Duration::from_secs(2);
 
 /// The name of the socket: that of the admin API's socket, with `.upgrade` behind.
 ///
@@ -54,6 +60,10 @@ pub struct Link {
     socket: OwnedFd,
     buffer: Vec<u8>,
     is_over: bool,
+    /// The other process has refused.
+    is_refused: bool,
+    /// `None`: its end could not be seen.
+    process: Option<Process>,
 }
 
 impl Link {
@@ -80,7 +90,10 @@ impl Link {
         if user != geteuid().as_raw() && user != 0 {
             return Err(format!("user {user} may not take this gateway's sockets over"));
         }
-        Ok(Self { socket, buffer: vec![0; MOST_BYTES], is_over: false })
+        let number = pass::peer(socket.as_fd()).map_or(0, |(_, number)| number);
+        let process = Process::open(number).ok();
+        let buffer = vec![0; MOST_BYTES];
+        Ok(Self { socket, buffer, is_over: false, is_refused: false, process })
     }
 
     /// The number of the process at the other end.
@@ -126,7 +139,10 @@ impl Link {
             forget(std::mem::replace(&mut self.buffer, vec![0; MOST_BYTES]));
         }
         match message.map_err(|fault| fault.to_string())? {
-            Message::Refused { why } => Err(format!("the other process refuses: {why}")),
+            Message::Refused { why } => {
+                self.is_refused = true;
+                Err(format!("the other process refuses: {why}"))
+            }
             message => Ok((message, beside)),
         }
     }
@@ -248,18 +264,45 @@ impl Link {
         self.is_over
     }
 
+    /// Whether the other process, of which nothing more can be heard, has ended or is ending. One
+    /// whose end can't be seen counts as one that lives.
+    pub fn has_died(&self) -> bool {
+        self.process.as_ref().is_some_and(|of| of.ends_within(END).unwrap_or(false))
+    }
+
+    /// Whether the other process has died in the middle of the conversation, without a refusal: it
+    /// serves nobody any more.
+    pub fn is_orphaned(&mut self) -> bool {
+        // A refusal may have come before the end. Without a timeout nothing is read.
+        if self.wait_for(END).is_err() {
+            return false;
+        }
+        for _ in 0..MOST_UNREAD {
+            if self.is_refused {
+                return false;
+            }
+            let len = match pass::receive(self.socket.as_fd(), &mut self.buffer) {
+                Ok((len @ 1.., _)) => len,
+                // The other process has left something unread. What it has said is still here.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => continue,
+                _ => break,
+            };
+            self.is_refused = matches!(read(&self.buffer[..len]), Ok(Message::Refused { .. }));
+        }
+        !self.is_refused && self.has_died()
+    }
+
     /// Tells the other process why there is no upgrade.
     pub fn refuse(&self, why: &str) {
         // If the other process has gone, nobody need be told.
-        let why = why.chars().take(1_000).collect();
+        let why = why.chars().take(MOST_REASON).collect();
         let _ = self.send(&Message::Refused { why }, &[]);
     }
 
     /// Waits until the other process hangs up, or says nothing for [`PATIENCE`]. The kernel resets
     /// a connection that is closed with messages unread, and then nobody reads the refusal.
     pub fn see_off(mut self) {
-        // An upgrade has fewer messages.
-        for _ in 0..16 {
+        for _ in 0..MOST_UNREAD {
             let received = pass::receive(self.socket.as_fd(), &mut self.buffer);
             if received.map_or(true, |(len, _)| len == 0) {
                 return;

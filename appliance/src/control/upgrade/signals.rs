@@ -13,6 +13,12 @@ impl Control {
     /// not close them, because the new one may have them alone by the time.
     pub fn puts_off_the_end(&mut self) -> bool {
         let is_running = matches!(self.phase, Phase::Running);
+        if let Some(giving) = self.upgrade.giving.as_ref().filter(|of| is_running && !of.is_ready)
+            && let Some(voice) = &giving.voice
+        {
+            // Otherwise the end of this process looks like a crash, and the new one serves on.
+            voice.refuses("the gateway is ending");
+        }
         let ready = self.upgrade.giving.as_mut().filter(|of| is_running && of.is_ready);
         let Some(giving) = ready else { return false };
         if !std::mem::replace(&mut giving.must_end, true) {

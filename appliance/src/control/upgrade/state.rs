@@ -53,6 +53,9 @@ pub enum Step {
     NotTold { are_ours: bool },
     /// The old process is about to stop. These flows of it have settled.
     Yours { figures: Vec<Figures> },
+    /// The old process has died before it could say so. Nobody but this process has the sockets.
+    /// These flows had settled.
+    Orphaned { figures: Vec<Figures>, why: String },
     /// The old process goes on alone.
     NotOurs { why: String },
     /// What lives in earlier processes.
@@ -111,6 +114,8 @@ pub struct Giving {
     pub child: Option<u32>,
     /// The new process.
     pub peer: Option<u32>,
+    /// Tells the new process that nothing comes of it, whatever the conversation waits for.
+    pub voice: Option<Voice>,
     /// Who asked for the upgrade.
     pub caller: Option<oneshot::Sender<Result<Upgraded, Refusal>>>,
     /// The new process's workers, and who waits for the sockets.

@@ -33,7 +33,7 @@ use crate::control::upgrade::giving::{Asks, give};
 use crate::control::upgrade::named::{said, shown};
 use crate::control::upgrade::state::{Giving, ListeningAt, Offer, Step, Taking};
 use crate::control::upgrade::taking::{self, Given};
-use crate::ring::listen::steering;
+use crate::ring::listen::{steering, unix};
 use crate::wire::hand_over::{Figures, Message, Name, What};
 
 /// How long the new process's request waits for a reload that is under way.
@@ -114,6 +114,7 @@ impl Control {
             began: Instant::now(),
             child: None,
             peer: None,
+            voice: None,
             caller: None,
             wanted: None,
             workers: 0,
@@ -164,6 +165,10 @@ impl Control {
                 attempt
             }
         };
+        if let Some(giving) = &mut self.upgrade.giving {
+            // Without a file for it, the end of this process looks like a crash to the new one.
+            giving.voice = link.voice().ok();
+        }
         let (steps, board) = (self.upgrade.sender.clone(), Arc::clone(&self.board));
         let work = move || give(link, &Asks { attempt, steps, board });
         if let Err(error) = thread::Builder::new().name("upgrade".into()).spawn(work) {
@@ -214,6 +219,7 @@ impl Control {
             Step::FlowsArrived { batch, answer } => self.flows_arrived(batch, answer),
             Step::NotTold { are_ours } => self.own_sessions(are_ours),
             Step::Yours { figures } => self.is_alone(figures),
+            Step::Orphaned { figures, why } => self.is_orphaned(figures, &why),
             Step::NotOurs { why } => self.leave_it_to_the_old_one(why),
             Step::Draining { processes, sessions, flows } => {
                 let mut figures = self.board.upgrade.lock();
@@ -393,6 +399,7 @@ impl Control {
             }
         }
         self.flows_stay(giving.steered);
+        giving.voice.iter().for_each(|voice| voice.refuses(why));
         if let Some(child) = giving.child.and_then(|child| i32::try_from(child).ok()) {
             // The process has not been waited for, so the number is still its number.
             _ = kill(Pid::from_raw(child), Signal::SIGKILL);
@@ -454,6 +461,34 @@ impl Control {
         }
     }
 
+    /// The old process has died while both served, so nobody else has the sockets: to leave them
+    /// would be an outage.
+    fn is_orphaned(&mut self, figures: Vec<Figures>, why: &str) {
+        tracing::error!(
+            "the process before has died in the middle of the upgrade ({why}), and what lived in \
+             it is lost; this process goes on alone"
+        );
+        if let Err(error) = self.steer_alone() {
+            tracing::error!("sources can't be steered to this process's workers: {error}");
+        }
+        self.is_alone(figures);
+    }
+
+    /// The groups of sockets may still steer to the workers of the process before.
+    fn steer_alone(&self) -> io::Result<()> {
+        let (workers, seed) = (self.workers.len(), self.upgrade.seed);
+        for SharedSocket { bound, sockets, .. } in self.sync.shared_sockets().unwrap_or_default() {
+            let (Some(address), Some(socket)) = (bound.address.ip(), sockets.first()) else {
+                continue;
+            };
+            // systemd has opened a socket that is one for all workers.
+            if SockRef::from(socket).reuse_port()? {
+                steering::attach(socket.as_fd(), address.is_ipv4(), workers, seed)?;
+            }
+        }
+        Ok(())
+    }
+
     /// systemd has sockets that the process before has stored, which had so many workers, and that
     /// nobody has any more: clients would wait in them for ever.
     fn drop_stored(&mut self, closed: Vec<ListeningAt>, workers: usize) {
@@ -509,7 +544,11 @@ impl Control {
         }
         let opened = door::path(self.admin_socket).and_then(|path| {
             let door = match door {
-                Some(door) => door,
+                Some(door) => {
+                    // The next process looks whether the process at the other end lives.
+                    unix::take_private(&door).map_err(|error| error.to_string())?;
+                    door
+                }
                 None => door::open(path).map_err(|error| {
                     format!("{}, the socket for upgrades: {error}", Address::Unix(path))
                 })?,

@@ -5,15 +5,11 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
 
 use config_sync::compile::tls::tickets::SavedTickets;
 use config_sync::sync::overrides::Override;
 use config_sync::table::address::UnixPath;
 use config_sync::table::routing::{Socket, Transport};
-use nix::errno::Errno;
-use nix::sys::signal::kill;
-use nix::unistd::Pid;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 
@@ -23,10 +19,6 @@ use crate::control::upgrade::state::{ListeningAt, Step};
 use crate::control::upgrade::under_way::{Batch, FlowBatch};
 use crate::control::upgrade::voice::Voice;
 use crate::wire::hand_over::{Figures, MOST_NUMBERS, Message, Name, Session, What};
-
-/// How long a process that has been stopped may take to end, and how often this is looked at.
-const END: Duration = Duration::from_secs(2);
-const LOOKS: u32 = 100;
 
 /// What the old process has given.
 pub struct Given {
@@ -86,8 +78,27 @@ pub fn ask(path: UnixPath, workers: usize) -> Result<Given, String> {
             number += 1;
         }
     }
-    let mut overrides = Vec::new();
-    while overrides.len() < most as usize {
+    let (mut overrides, mut tickets) = (Vec::new(), Vec::new());
+    let most = (most as usize, most_tickets as usize);
+    if let Err(why) = hear_rest(&mut link, most, &mut overrides, &mut tickets) {
+        if !link.is_orphaned() {
+            return Err(why);
+        }
+        tracing::error!("the process before has died before it had said all: {why}");
+    }
+    let (workers, sockets) = (before as usize, Arc::new(Mutex::new(sockets)));
+    Ok(Given { link, generation, seed, workers, sockets, overrides, tickets })
+}
+
+/// Hears what comes behind the sockets. All sockets are here by then, so this process can go on
+/// without the rest.
+fn hear_rest(
+    link: &mut Link,
+    (most, most_tickets): (usize, usize),
+    overrides: &mut Vec<Override>,
+    tickets: &mut Vec<SavedTickets>,
+) -> Result<(), String> {
+    while overrides.len() < most {
         match link.receive()?.0 {
             Message::Overrides(some) if !some.is_empty() => {
                 overrides.extend(some.into_iter().map(heard));
@@ -95,8 +106,8 @@ pub fn ask(path: UnixPath, workers: usize) -> Result<Given, String> {
             other => return Err(out_of_order(&other)),
         }
     }
-    let (mut tickets, mut count) = (Vec::new(), 0);
-    while count < most_tickets as usize {
+    let mut count = 0;
+    while count < most_tickets {
         match link.receive()?.0 {
             Message::Tickets(some) if !some.is_empty() => {
                 count += some.len();
@@ -105,8 +116,7 @@ pub fn ask(path: UnixPath, workers: usize) -> Result<Given, String> {
             other => return Err(out_of_order(&other)),
         }
     }
-    let (workers, sockets) = (before as usize, Arc::new(Mutex::new(sockets)));
-    Ok(Given { link, generation, seed, workers, sockets, overrides, tickets })
+    Ok(())
 }
 
 impl Sockets {
@@ -168,8 +178,10 @@ impl Sockets {
 pub fn finish(link: Link, taken: Vec<u32>, steps: mpsc::Sender<Step>) -> io::Result<()> {
     let work = move || {
         let mut link = link;
-        let step = match claim(&mut link, &taken, &steps) {
-            Ok(figures) => Step::Yours { figures },
+        let mut figures = Vec::new();
+        let step = match claim(&mut link, &taken, &steps, &mut figures) {
+            Ok(()) => Step::Yours { figures },
+            Err(why) if link.is_orphaned() => Step::Orphaned { figures, why },
             Err(why) => Step::NotOurs { why },
         };
         let is_ours = matches!(step, Step::Yours { .. });
@@ -198,18 +210,19 @@ pub fn finish(link: Link, taken: Vec<u32>, steps: mpsc::Sender<Step>) -> io::Res
     thread::Builder::new().name("upgrade".into()).spawn(work).map(drop)
 }
 
-/// Says that this process serves, and adopts flows. Returns what those have carried that have
+/// Says that this process serves, and adopts flows. `figures`: what those have carried that have
 /// settled.
 fn claim(
     link: &mut Link,
     taken: &[u32],
     steps: &mpsc::Sender<Step>,
-) -> Result<Vec<Figures>, String> {
+    figures: &mut Vec<Figures>,
+) -> Result<(), String> {
     for some in taken.chunks(MOST_NUMBERS) {
         link.send(&Message::Taken(some.to_vec()), &[])?;
     }
     link.send(&Message::Ready, &[])?;
-    let (mut count, mut figures) = (0, Vec::new());
+    let mut count = 0;
     loop {
         match link.receive()? {
             (Message::Flows(flows), sockets) => {
@@ -221,8 +234,7 @@ fn claim(
                 figures.extend(some);
             }
             (Message::Yours, _) => {
-                link.send(&Message::Mine, &[])?;
-                return Ok(figures);
+                return link.send(&Message::Mine, &[]);
             }
             (other, _) => return Err(out_of_order(&other)),
         }
@@ -239,20 +251,6 @@ fn adopt_flows(batch: FlowBatch, steps: &mpsc::Sender<Step>) -> Result<Vec<bool>
     let gone = || "this process is ending".to_owned();
     steps.blocking_send(Step::FlowsArrived { batch, answer }).map_err(|_| gone())?;
     answered.blocking_recv().map_err(|_| gone())
-}
-
-/// Whether a process that hears nothing any more is ending. A process that nobody has waited for
-/// yet counts as one that lives.
-fn ends_soon(process: u32) -> bool {
-    let Ok(process) = i32::try_from(process) else { return false };
-    let has_ended = || kill(Pid::from_raw(process), None) == Err(Errno::ESRCH);
-    for _ in 0..LOOKS {
-        if has_ended() {
-            return true;
-        }
-        thread::sleep(END / LOOKS);
-    }
-    false
 }
 
 /// Adopts sessions of the old process. `None`: the gateway has ended.
@@ -277,6 +275,6 @@ fn adopt(
     }
     // If the old process does not hear it, the sessions are still its own, unless it has been
     // stopped: then nobody else has them, and a close would look to the peers like a clean end.
-    let are_ours = ends_soon(link.peer());
+    let are_ours = link.has_died();
     steps.blocking_send(Step::NotTold { are_ours }).ok()
 }

@@ -5,12 +5,21 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use crate::ring::sys::pass;
 use crate::wire::hand_over::{Message, write};
 
+/// The most characters of a reason.
+pub const MOST_REASON: usize = 1_000;
+
 /// A descriptor of the conversation's connection.
 pub struct Voice(OwnedFd);
 
 impl Voice {
     pub fn new(connection: OwnedFd) -> Self {
         Self(connection)
+    }
+
+    /// Tells the other process why there is no upgrade. A process that does not read is not told.
+    pub fn refuses(&self, why: &str) {
+        let refused = Message::Refused { why: why.chars().take(MOST_REASON).collect() };
+        _ = pass::send_now(self.0.as_fd(), &write(&refused));
     }
 
     /// Whether the other process, which waits for this, will hear which sessions were adopted.

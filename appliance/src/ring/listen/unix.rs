@@ -9,7 +9,7 @@ use std::path::Path;
 use config_sync::table::address::{Owner, UnixPath};
 use config_sync::table::routing::Socket as SocketConfig;
 use nix::sys::stat::{Mode, fchmod};
-use socket2::{Domain, SockAddr, Socket, Type};
+use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
 use crate::ring::sys::options::unix_address;
 
@@ -55,6 +55,18 @@ pub fn open_private(path: UnixPath, kind: Type) -> io::Result<OwnedFd> {
     let socket = bind(path, 0o600, kind)?;
     socket.listen(PRIVATE_BACKLOG)?;
     Ok(socket.into())
+}
+
+/// Listens on a private socket that another process has opened. From now on clients that connect
+/// see this process at the other end (SO_PEERCRED, unix(7)).
+///
+/// # Errors
+///
+/// Errors of listen(2) and fcntl(2).
+pub fn take_private(socket: &OwnedFd) -> io::Result<()> {
+    let socket = SockRef::from(socket);
+    socket.set_nonblocking(true)?;
+    socket.listen(PRIVATE_BACKLOG)
 }
 
 /// Connects to a socket that [`open_private`] has opened.

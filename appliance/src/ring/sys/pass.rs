@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::cmsg_space;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     ControlMessage, ControlMessageOwned, MsgFlags, Shutdown, UnixCredentials, getsockopt, recvmsg,
     sendmsg, shutdown, sockopt,
@@ -20,14 +22,32 @@ pub const MOST: usize = 200;
 /// # Errors
 /// Errors of sendmsg(2): EPIPE if the peer has gone, EAGAIN if the peer does not read in time.
 pub fn send(to: BorrowedFd<'_>, bytes: &[u8], beside: &[BorrowedFd<'_>]) -> io::Result<()> {
+    send_with(to, bytes, beside, MsgFlags::empty())
+}
+
+/// Sends a packet without waiting until there is room.
+///
+/// # Errors
+/// As those of [`send`]. EAGAIN: there is no room.
+pub fn send_now(to: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<()> {
+    send_with(to, bytes, &[], MsgFlags::MSG_DONTWAIT)
+}
+
+fn send_with(
+    to: BorrowedFd<'_>,
+    bytes: &[u8],
+    beside: &[BorrowedFd<'_>],
+    flags: MsgFlags,
+) -> io::Result<()> {
+    let flags = flags | MsgFlags::MSG_NOSIGNAL;
     let raw: Vec<RawFd> = beside.iter().map(AsRawFd::as_raw_fd).collect();
     let rights = [ControlMessage::ScmRights(&raw)];
     let control = if raw.is_empty() { &rights[..0] } else { &rights[..] };
     let slices = [IoSlice::new(bytes)];
     loop {
-        match sendmsg::<()>(to.as_raw_fd(), &slices, control, MsgFlags::MSG_NOSIGNAL, None) {
+        match sendmsg::<()>(to.as_raw_fd(), &slices, control, flags, None) {
             Ok(_) => return Ok(()),
-            Err(nix::errno::Errno::EINTR) => {}
+            Err(Errno::EINTR) => {}
             Err(error) => return Err(error.into()),
         }
     }
@@ -45,7 +65,7 @@ pub fn receive(from: BorrowedFd<'_>, into: &mut [u8]) -> io::Result<(usize, Vec<
     let flags = MsgFlags::MSG_CMSG_CLOEXEC;
     let message = loop {
         match recvmsg::<()>(from.as_raw_fd(), &mut slices, Some(&mut space), flags) {
-            Err(nix::errno::Errno::EINTR) => {}
+            Err(Errno::EINTR) => {}
             result => break result?,
         }
     };
@@ -109,4 +129,58 @@ pub fn stop_receiving(socket: BorrowedFd<'_>) -> io::Result<()> {
 pub fn peer(socket: BorrowedFd<'_>) -> io::Result<(u32, u32)> {
     let peer: UnixCredentials = getsockopt(&socket.as_fd(), sockopt::PeerCredentials)?;
     Ok((peer.uid(), u32::try_from(peer.pid()).unwrap_or(0)))
+}
+
+/// Another process, of which the kernel says when it has ended, also before anybody has waited for
+/// it (pidfd_open(2)).
+#[derive(Debug)]
+pub struct Process(OwnedFd);
+
+impl Process {
+    /// # Errors
+    /// ESRCH: there is no such process.
+    pub fn open(number: u32) -> io::Result<Self> {
+        let number = libc::pid_t::try_from(number).map_err(|_| io::Error::from(Errno::ESRCH))?;
+        // SAFETY: the call takes no memory.
+        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, number, 0) };
+        let fd = RawFd::try_from(Errno::result(fd)?).map_err(io::Error::other)?;
+        // SAFETY: the kernel has just opened this descriptor, and nobody else has it.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    /// Whether the process has ended, or ends within this time.
+    ///
+    /// # Errors
+    /// Errors of poll(2).
+    pub fn ends_within(&self, patience: Duration) -> io::Result<bool> {
+        let patience = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
+        let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
+        loop {
+            match poll(&mut fds, patience) {
+                Err(Errno::EINTR) => {}
+                result => return Ok(result? > 0),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_process_is_seen_before_anybody_waits_for_it() {
+        let mut command = Command::new("cat");
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().expect("cat");
+        let process = Process::open(child.id()).expect("it lives");
+        assert!(!process.ends_within(Duration::from_millis(20)).expect("it can be asked"));
+        drop(child.stdin.take());
+        assert!(process.ends_within(Duration::from_secs(60)).expect("it can be asked"));
+        assert!(Process::open(child.id()).is_ok(), "nobody has waited for it");
+        child.wait().expect("its status");
+        assert!(process.ends_within(Duration::ZERO).expect("it can be asked"));
+        assert!(Process::open(u32::MAX).is_err(), "no process has this number");
+    }
 }
