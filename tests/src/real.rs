@@ -10,6 +10,8 @@ pub mod config;
 mod gateway;
 mod mariadb;
 mod namespace;
+mod nsd;
+mod player;
 mod postgres;
 mod servers;
 
@@ -21,6 +23,8 @@ pub use clients::{
 pub use gateway::{Gateway, Launch, LogLine, Metrics, run_verb};
 pub use mariadb::MariaDb;
 pub use namespace::Namespace;
+pub use nsd::Nsd;
+pub use player::{Player, play, witness};
 pub use postgres::Postgres;
 pub use servers::{Daemon, Server, accept_full, echo};
 

@@ -3,7 +3,6 @@
 //! where it was.
 
 use std::collections::BTreeMap;
-use std::io::ErrorKind;
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,20 +14,13 @@ use ringway::ring::sys::pass;
 use ringway::wire::hand_over::{Figures, Flow, MOST_BYTES, Message, read, write};
 use ringway_tests::real::config::{backend, listener, route};
 use ringway_tests::real::{
-    Gateway, Launch, Server, SetWhenDropped, free_address, now, udp_client, wait_until,
+    Gateway, Launch, Player, Server, SetWhenDropped, free_address, now, play, udp_client,
+    wait_until, witness,
 };
 use socket2::Type;
 
 /// Only a test that hangs takes so long.
 const DEADLINE: Duration = Duration::from_secs(60);
-
-/// Answers with the port that the datagram came from, the endpoint's name, and the datagram.
-fn witness(name: &'static str) -> Server {
-    Server::udp(move |socket, bytes, peer| {
-        let heard = format!("{} {name} {}", peer.port(), String::from_utf8_lossy(bytes));
-        let _ = socket.send_to(heard.as_bytes(), peer);
-    })
-}
 
 /// A gateway with one UDP listener and two endpoints.
 struct Setup {
@@ -78,74 +70,6 @@ fn way(client: &UdpSocket, word: &str) -> String {
     way.to_owned()
 }
 
-/// The client of a game: each of its flows sends some times a second, and hears the same back.
-struct Player {
-    socket: UdpSocket,
-    number: usize,
-    sent: u64,
-    heard: u64,
-    /// Bytes that the client has heard.
-    bytes: u64,
-    way: Option<String>,
-}
-
-impl Player {
-    fn new(address: SocketAddr, number: usize) -> Self {
-        let socket = udp_client(address);
-        socket.set_nonblocking(true).expect("a flag");
-        Self { socket, number, sent: 0, heard: 0, bytes: 0, way: None }
-    }
-
-    fn word(&self, number: u64) -> String {
-        format!("{:05}:{number:08}", self.number)
-    }
-
-    fn send(&mut self) {
-        self.sent += 1;
-        self.socket.send(self.word(self.sent).as_bytes()).expect("it is sent");
-    }
-
-    fn hear(&mut self) {
-        let mut answer = [0; 128];
-        loop {
-            let len = match self.socket.recv(&mut answer) {
-                Ok(len) => len,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
-                Err(error) => panic!("{error}"),
-            };
-            let text = String::from_utf8_lossy(&answer[..len]).into_owned();
-            let (way, word) = text.rsplit_once(' ').expect("three words");
-            assert!(word.starts_with(&self.word(0)[..6]), "of another client: {text}");
-            let before = self.way.get_or_insert_with(|| way.to_owned());
-            assert_eq!(before, way, "the flow has another port or endpoint");
-            self.heard += 1;
-            self.bytes += len as u64;
-        }
-    }
-}
-
-fn play(over: &AtomicBool, address: SocketAddr, numbers: std::ops::Range<usize>) -> Vec<Player> {
-    // All together send some thousand datagrams a second.
-    let pause = Duration::from_micros(200) * u32::try_from(numbers.len()).expect("few");
-    let mut players: Vec<_> = numbers.map(|number| Player::new(address, number)).collect();
-    while !over.load(Ordering::SeqCst) {
-        for some in players.chunks_mut(50) {
-            some.iter_mut().for_each(Player::send);
-            std::thread::sleep(Duration::from_millis(2));
-            some.iter_mut().for_each(Player::hear);
-        }
-        std::thread::sleep(pause);
-    }
-    for _ in 0..100 {
-        players.iter_mut().for_each(Player::hear);
-        if players.iter().all(|player| player.heard == player.sent) {
-            break;
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    players
-}
-
 fn flows_go_on(count: usize, upgrades: usize) {
     let setup = Setup::new("flow_timeout = \"3s\"\n", "");
     let over = AtomicBool::new(false);
@@ -174,6 +98,8 @@ fn flows_go_on(count: usize, upgrades: usize) {
     let waits: Vec<_> = waits.map(|(_, wait)| wait).collect();
     eprintln!("{count} flows: {sent} sent, {heard} heard; datagrams waited {waits:?}");
     assert_eq!(sent, heard, "datagrams were lost");
+    let moves: u64 = players.iter().map(|player| player.moves).sum();
+    assert_eq!(moves, 0, "a flow has another port or endpoint");
     let by_client: BTreeMap<_, _> = players
         .iter()
         .map(|player| (player.socket.local_addr().expect("bound").to_string(), player))

@@ -1,6 +1,8 @@
-//! Upgrades, one after the other, under PostgreSQL, Redis, iperf3 and a thousand idle sessions: no
-//! session is lost, and the longest pause of one is printed, beside the longest without upgrades.
-//! `RINGWAY_UPGRADES=n` says how many upgrades. `tests/run --long` has twenty.
+//! Upgrades, one after the other, under PostgreSQL, Redis, iperf3, DNS, the UDP flows of a game and
+//! a thousand idle sessions: no session, no query and no datagram is lost, no datagram comes to a
+//! wrong client, and the longest pause of a session is printed, beside the longest without
+//! upgrades. `RINGWAY_UPGRADES=n` says how many upgrades, and `RINGWAY_UPGRADE_FLOWS=n` how many
+//! flows. `tests/run --long` has 20 and 2,000.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -10,8 +12,8 @@ use std::time::Duration;
 
 use ringway_tests::real::config::{backend, listener, route};
 use ringway_tests::real::{
-    Daemon, Gateway, Launch, LogLine, Postgres, Server, SetWhenDropped, amount, connect, echo,
-    free_address, now, program, wait_until,
+    Daemon, Gateway, Launch, LogLine, Nsd, Player, Postgres, Server, SetWhenDropped, amount,
+    connect, echo, free_address, now, play, program, wait_until, witness,
 };
 
 const IDLE: usize = 1_000;
@@ -49,6 +51,12 @@ fn again_until(over: &AtomicBool, run: impl Fn() -> String) -> (u32, String) {
     (count, printed)
 }
 
+/// What pgbench prints, if that is among the loads.
+fn none_has_failed((count, printed): &(u32, String)) {
+    let failed = printed.lines().find(|line| line.contains("failed transactions"));
+    assert!(failed.is_none_or(|line| line.contains(": 0 ")), "{count}: {printed}");
+}
+
 /// One transfer, with a server of its own.
 fn iperf3(server: SocketAddr, through: SocketAddr, way: &str) -> String {
     let _server = Daemon::iperf3(server);
@@ -63,9 +71,12 @@ fn redis(at: SocketAddr) -> Daemon {
     Daemon::start(at, command.args(["--port", &port, "--save", "", "--appendonly", "no"]))
 }
 
-fn start(ends: [(&str, SocketAddr, SocketAddr); 5]) -> Gateway {
-    let parts = ends.map(|(name, from, to)| {
-        listener(name, "TCP", from, "")
+/// Name, protocol, listener, endpoint, and keys of the listener.
+type End<'a> = (&'a str, &'a str, SocketAddr, SocketAddr, &'a str);
+
+fn start(ends: [End<'_>; 7]) -> Gateway {
+    let parts = ends.map(|(name, protocol, from, to, keys)| {
+        listener(name, protocol, from, keys)
             + &route(name, name, &[(name, 1)], "")
             + &backend(name, [to], "")
     });
@@ -73,24 +84,36 @@ fn start(ends: [(&str, SocketAddr, SocketAddr); 5]) -> Gateway {
 }
 
 /// Upgrades, and waits until the process before has ended: all its sessions have gone to the next.
-fn upgrade(gateway: &Gateway) {
+/// Returns how many flows have.
+fn upgrade(gateway: &Gateway, round: u64) -> u64 {
+    std::thread::sleep(Duration::from_millis(100));
     gateway.asks(&["upgrade"]);
     wait_until("all sessions have gone", || gateway.line().len() == 1);
+    let status = gateway.asks(&["status"]);
+    let taken = |what: &str| status["upgrade"][what].as_u64().expect("a number");
+    let sessions = taken("taken_over");
+    assert!(sessions >= (IDLE + ASKING) as u64, "round {round}: {sessions}");
+    taken("flows_taken_over")
 }
 
 #[test]
 fn no_session_is_lost_in_upgrades_in_a_row() {
     let rounds = amount("RINGWAY_UPGRADES", 5, 20);
+    let flows = usize::try_from(amount("RINGWAY_UPGRADE_FLOWS", 400, 2_000)).expect("few");
     let (echoes, postgres) = (Server::tcp(echo), Postgres::start(&[]));
     let [redis_at, up_at, down_at] = [(); 3].map(|()| free_address());
     let _redis = redis(redis_at);
-    let [at_echo, at_postgres, at_redis, at_up, at_down] = [(); 5].map(|()| free_address());
+    let (dns, game) = (Nsd::start(), witness("game"));
+    let [at_echo, at_postgres, at_redis, at_up, at_down, at_dns, at_game] =
+        [(); 7].map(|()| free_address());
     let gateway = start([
-        ("echo", at_echo, echoes.address),
-        ("postgres", at_postgres, postgres.address),
-        ("redis", at_redis, redis_at),
-        ("up", at_up, up_at),
-        ("down", at_down, down_at),
+        ("echo", "TCP", at_echo, echoes.address, ""),
+        ("postgres", "TCP", at_postgres, postgres.address, ""),
+        ("redis", "TCP", at_redis, redis_at, ""),
+        ("up", "TCP", at_up, up_at, ""),
+        ("down", "TCP", at_down, down_at, ""),
+        ("dns", "UDP", at_dns, dns.address, "responses = 1\n"),
+        ("game", "UDP", at_game, game.address, "flow_timeout = \"30s\"\n"),
     ]);
     let [to_postgres, to_redis] = [at_postgres, at_redis].map(|at| at.port().to_string());
     let sql = ["-h", "127.0.0.1", "-p", &to_postgres, "-U", "postgres"];
@@ -102,34 +125,36 @@ fn no_session_is_lost_in_upgrades_in_a_row() {
     let idle: Vec<_> = (0..IDLE).map(|_| connect(at_echo)).collect();
     idle.iter().for_each(|client| ask(client, b"before"));
     let (over, upgrading) = (AtomicBool::new(false), AtomicBool::new(false));
-    let waits = std::thread::scope(|scope| {
+    let (waits, players) = std::thread::scope(|scope| {
         let _over = SetWhenDropped(&over);
         let asking: Vec<_> =
             (0..ASKING).map(|_| scope.spawn(|| ask_until(&over, &upgrading, at_echo))).collect();
-        let over = &over;
+        let (over, dns) = (&over, &dns);
         let loads = [
             scope.spawn(move || again_until(over, sql)),
             scope.spawn(move || again_until(over, redis)),
             scope.spawn(move || again_until(over, || iperf3(up_at, at_up, "-4"))),
             scope.spawn(move || again_until(over, || iperf3(down_at, at_down, "-R"))),
+            scope.spawn(move || again_until(over, || ask_dns(dns, at_dns))),
         ];
+        let half = flows / 2;
+        let playing = [0..half, half..flows].map(|of| scope.spawn(move || play(over, at_game, of)));
+        wait_until("all flows are there", || {
+            let of_game = [("listener", "game")];
+            gateway.metrics().value("ringway_flows_active", &of_game) == flows as u64
+        });
         std::thread::sleep(Duration::from_secs(2));
         upgrading.store(true, SeqCst);
-        for round in 0..rounds {
-            std::thread::sleep(Duration::from_millis(100));
-            upgrade(&gateway);
-            let status = gateway.asks(&["status"]);
-            let taken = status["upgrade"]["taken_over"].as_u64().expect("a number");
-            assert!(taken >= (IDLE + ASKING) as u64, "round {round}: {taken}");
-        }
+        let fewest = (0..rounds).map(|round| upgrade(&gateway, round)).min().unwrap_or(0);
+        eprintln!("of {flows} flows and those of DNS, {fewest} went along at the least");
         over.store(true, SeqCst);
-        for load in loads {
-            let (count, printed) = load.join().expect("it ends well");
-            let failed = printed.lines().find(|line| line.contains("failed transactions"));
-            assert!(failed.is_none_or(|line| line.contains(": 0 ")), "{count}: {printed}");
-        }
-        asking.into_iter().map(|asks| asks.join().expect("all are answered")).collect::<Vec<_>>()
+        loads.into_iter().for_each(|load| none_has_failed(&load.join().expect("it ends well")));
+        let players = playing.into_iter().flat_map(|plays| plays.join().expect("it ends well"));
+        let players: Vec<_> = players.collect();
+        let waits = asking.into_iter().map(|asks| asks.join().expect("all are answered"));
+        (waits.collect::<Vec<_>>(), players)
     });
+    game_is_whole(&players);
     let (before, since): (Vec<_>, Vec<_>) =
         waits.into_iter().map(|[before, since]| (before, since)).unzip();
     report("before", before.concat());
@@ -140,6 +165,21 @@ fn no_session_is_lost_in_upgrades_in_a_row() {
         gateway.metrics().value("ringway_sessions_active", &[]) == 0
     });
     ends_are_clean(&gateway);
+}
+
+/// Each query must be answered, whoever serves. dnsperf waits 5 s.
+fn ask_dns(dns: &Nsd, through: SocketAddr) -> String {
+    let asked = dns.dnsperf(through, "udp", &["-Q", "1000", "-c", "4", "-l", "3"]);
+    format!("{asked} queries")
+}
+
+/// Every datagram has come back, to its own client.
+fn game_is_whole(players: &[Player]) {
+    let sum = |of: fn(&Player) -> u64| players.iter().map(of).sum::<u64>();
+    let (sent, heard) = (sum(|player| player.sent), sum(|player| player.heard));
+    let moves = sum(|player| player.moves);
+    eprintln!("{} flows: {sent} sent, {heard} heard, {moves} new ports", players.len());
+    assert_eq!(sent, heard, "datagrams were lost");
 }
 
 fn ends_are_clean(gateway: &Gateway) {
