@@ -11,7 +11,7 @@ use socket2::Type;
 use crate::control::upgrade::under_way::FlowBatch;
 use crate::control::upgrade::voice::{MOST_REASON, Voice};
 use crate::ring::listen::unix;
-use crate::ring::sys::pass::{self, Process};
+use crate::ring::sys::pass::{self, CUT, Process};
 use crate::wire::hand_over::{
     Figures, MOST_BYTES, MOST_FIGURES, Message, Session, forget, read, write,
 };
@@ -26,6 +26,9 @@ const SESSION_PATIENCE: Duration = Duration::from_secs(3);
 
 /// An upgrade leaves fewer messages unread.
 const MOST_UNREAD: u32 = 16;
+
+/// More packets than there are of sockets, overrides and keys.
+const MOST_PACKETS: u32 = 10_000;
 
 /// How long a process may take to end once it says nothing more.
 const END: Duration = Duration::from_secs(2);
@@ -60,6 +63,8 @@ pub struct Link {
     socket: OwnedFd,
     buffer: Vec<u8>,
     is_over: bool,
+    /// Sessions came without all of their connections.
+    is_cut: bool,
     /// The other process has refused.
     is_refused: bool,
     /// `None`: its end could not be seen.
@@ -93,7 +98,7 @@ impl Link {
         let number = pass::peer(socket.as_fd()).map_or(0, |(_, number)| number);
         let process = Process::open(number).ok();
         let buffer = vec![0; MOST_BYTES];
-        Ok(Self { socket, buffer, is_over: false, is_refused: false, process })
+        Ok(Self { socket, buffer, is_over: false, is_cut: false, is_refused: false, process })
     }
 
     /// The number of the process at the other end.
@@ -124,8 +129,8 @@ impl Link {
     /// The other process has ended, has refused, says nothing, or says something else than a
     /// message.
     pub fn receive(&mut self) -> Result<(Message, Vec<OwnedFd>), String> {
-        let received = pass::receive(self.socket.as_fd(), &mut self.buffer);
-        let (len, beside) = received.map_err(|error| match error.kind() {
+        let received = pass::receive_what_fits(self.socket.as_fd(), &mut self.buffer);
+        let (len, mut beside, is_cut) = received.map_err(|error| match error.kind() {
             io::ErrorKind::WouldBlock => {
                 format!("the other process has said nothing for {} s", PATIENCE.as_secs())
             }
@@ -143,6 +148,15 @@ impl Link {
                 self.is_refused = true;
                 Err(format!("the other process refuses: {why}"))
             }
+            // Without their connections they stay where they are.
+            message @ Message::Sessions(_) if is_cut => {
+                beside.clear();
+                if !std::mem::replace(&mut self.is_cut, true) {
+                    tracing::warn!("sessions stay in the process before: {CUT}");
+                }
+                Ok((message, beside))
+            }
+            _ if is_cut => Err(CUT.to_owned()),
             message => Ok((message, beside)),
         }
     }
@@ -297,6 +311,22 @@ impl Link {
         // If the other process has gone, nobody need be told.
         let why = why.chars().take(MOST_REASON).collect();
         let _ = self.send(&Message::Refused { why }, &[]);
+    }
+
+    /// Tells the other process, which may still speak, why there is no upgrade, and waits until it
+    /// has heard that.
+    pub fn give_up(mut self, why: &str) {
+        if self.is_refused || self.wait_for(END).is_err() {
+            return;
+        }
+        self.refuse(why);
+        for _ in 0..MOST_PACKETS {
+            let received = pass::receive_what_fits(self.socket.as_fd(), &mut self.buffer);
+            let Ok((len @ 1.., ..)) = received else { return };
+            if matches!(read(&self.buffer[..len]), Ok(Message::Refused { .. })) {
+                return;
+            }
+        }
     }
 
     /// Waits until the other process hangs up, or says nothing for [`PATIENCE`]. The kernel resets

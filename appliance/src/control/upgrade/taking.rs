@@ -53,6 +53,19 @@ pub struct Sockets {
 /// There is no such process, or it refuses. The text is for the operator.
 pub fn ask(path: UnixPath, workers: usize) -> Result<Given, String> {
     let mut link = Link::connect(path)?;
+    match hear_offer(&mut link, workers) {
+        Ok(given) => Ok(given(link)),
+        Err(why) => {
+            link.give_up(&why);
+            Err(why)
+        }
+    }
+}
+
+fn hear_offer(
+    link: &mut Link,
+    workers: usize,
+) -> Result<impl FnOnce(Link) -> Given + use<>, String> {
     let workers = u32::try_from(workers).unwrap_or(u32::MAX);
     let program = env!("CARGO_PKG_VERSION").to_owned();
     link.send(&Message::Hello { program, workers }, &[])?;
@@ -80,14 +93,14 @@ pub fn ask(path: UnixPath, workers: usize) -> Result<Given, String> {
     }
     let (mut overrides, mut tickets) = (Vec::new(), Vec::new());
     let most = (most as usize, most_tickets as usize);
-    if let Err(why) = hear_rest(&mut link, most, &mut overrides, &mut tickets) {
+    if let Err(why) = hear_rest(link, most, &mut overrides, &mut tickets) {
         if !link.is_orphaned() {
             return Err(why);
         }
         tracing::error!("the process before has died before it had said all: {why}");
     }
     let (workers, sockets) = (before as usize, Arc::new(Mutex::new(sockets)));
-    Ok(Given { link, generation, seed, workers, sockets, overrides, tickets })
+    Ok(move |link| Given { link, generation, seed, workers, sockets, overrides, tickets })
 }
 
 /// Hears what comes behind the sockets. All sockets are here by then, so this process can go on

@@ -53,6 +53,10 @@ fn send_with(
     }
 }
 
+/// What a packet without all of its descriptors is to whoever needs them.
+pub const CUT: &str =
+    "not all sockets could be received: this process may have no more files (RLIMIT_NOFILE)";
+
 /// Receives a packet into `into`. Returns its length and the descriptors beside it. A length of 0
 /// is the end.
 ///
@@ -60,6 +64,20 @@ fn send_with(
 /// Errors of recvmsg(2): EAGAIN if nothing comes in time. Also if the packet is longer than `into`,
 /// or if this process can't have so many descriptors.
 pub fn receive(from: BorrowedFd<'_>, into: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+    match receive_what_fits(from, into)? {
+        (_, _, true) => Err(io::Error::other(CUT)),
+        (len, beside, false) => Ok((len, beside)),
+    }
+}
+
+/// The same, and whether this process can't have all of the descriptors.
+///
+/// # Errors
+/// As those of [`receive`], but for the last one.
+pub fn receive_what_fits(
+    from: BorrowedFd<'_>,
+    into: &mut [u8],
+) -> io::Result<(usize, Vec<OwnedFd>, bool)> {
     let mut space = cmsg_space!([RawFd; MOST]);
     let mut slices = [IoSliceMut::new(into)];
     let flags = MsgFlags::MSG_CMSG_CLOEXEC;
@@ -77,13 +95,10 @@ pub fn receive(from: BorrowedFd<'_>, into: &mut [u8]) -> io::Result<(usize, Vec<
             beside.extend(all.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
         }
     }
-    if message.flags.contains(MsgFlags::MSG_CTRUNC) {
-        return Err(io::Error::other("not all sockets could be received: no files are left"));
-    }
     if message.flags.contains(MsgFlags::MSG_TRUNC) {
         return Err(io::Error::other("a packet is longer than any message"));
     }
-    Ok((message.bytes, beside))
+    Ok((message.bytes, beside, message.flags.contains(MsgFlags::MSG_CTRUNC)))
 }
 
 /// Takes the descriptors that were passed to this program when it was started: 3 and those behind,
