@@ -1,7 +1,8 @@
 //! Chaos: clients, the gateway and endpoints in network namespaces of their own, cables that lose,
 //! delay and reorder frames, an MTU of 1,280 bytes towards clients, endpoints that are killed,
 //! frozen and slow, sides that reset, and resets that no side has sent. Every byte is checked, and
-//! in the end the metrics must be the sum of the log. Needs root.
+//! in the end the metrics must be the sum of the log. A second storm has upgrades in it, and the
+//! log of all processes must fit what clients and endpoints saw. Needs root.
 //!
 //! `RINGWAY_CHAOS_SEED=n` draws the same weather, events and sessions again. The scheduler decides
 //! which frame meets which fault. `RINGWAY_CHAOS_SECONDS=n` says how long the storm lasts.
@@ -21,12 +22,13 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use history::{Journal, Outcome, check, counters_are_the_log};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use peers::{Act, Plan, datagram, datagram_of, down, serve, talk, up};
 use ringway_tests::real::config::{backend, listener, route};
 use ringway_tests::real::{
-    Daemon, Folder, Gateway, Namespace, SetWhenDropped, amount, free_port, in_own_network, now,
-    program, seed,
+    Daemon, Folder, Gateway, Launch, LogLine, Namespace, SetWhenDropped, amount, free_port,
+    in_own_network, now, program, seed, wait_until,
 };
 use ringway_tests::sim::rng::Rng;
 use wire::{Weather, Wire};
@@ -48,7 +50,13 @@ fn endpoint() {
 
 #[test]
 fn nobody_gets_a_wrong_byte_and_the_counters_are_the_log() {
-    in_own_network(storm);
+    in_own_network(|| storm(false));
+}
+
+/// One process follows the other meanwhile. Counters begin at 0 in each, so nobody compares them.
+#[test]
+fn nobody_gets_a_wrong_byte_through_upgrades() {
+    in_own_network(|| storm(true));
 }
 
 /// What clients and the test share.
@@ -153,7 +161,7 @@ fn config(tcp: SocketAddr, udp: SocketAddr, endpoints: usize) -> String {
         + &backend("udp", to(), "")
 }
 
-fn storm() {
+fn storm(has_upgrades: bool) {
     let mut rng = Rng::new(seed("RINGWAY_CHAOS_SEED"));
     let span = Duration::from_secs(amount("RINGWAY_CHAOS_SECONDS", 10, 240));
     let (world, folder) = (World::new(&mut rng), Folder::new());
@@ -163,7 +171,12 @@ fn storm() {
         ENDPOINTS.iter().map(|at| Some(start(&world.servers, at, journal.clone()))).collect();
     let address = || SocketAddr::from(([10, 1, 0, 1], free_port()));
     let (tcp, udp) = (address(), address());
-    let gateway = Gateway::start(&config(tcp, udp, 3));
+    let gateway = Launch::default().socket().start(&config(tcp, udp, 3));
+    let reload = |endpoints| {
+        gateway.write(&config(tcp, udp, endpoints));
+        gateway.asks(&["reload"]);
+    };
+    let mut upgrades = 0;
     let shared = Arc::new(Shared {
         over: AtomicBool::new(false),
         next: AtomicU64::new(1),
@@ -179,16 +192,18 @@ fn storm() {
         let began = now();
         while began.elapsed() < span {
             change(&mut rng, &world);
-            happen(&mut rng, &world, &mut endpoints, &journal, |endpoints| {
-                gateway.reload(&config(tcp, udp, endpoints));
-            });
+            happen(&mut rng, &world, (&mut endpoints[..], &journal[..]), reload);
+            if has_upgrades {
+                gateway.asks(&["upgrade"]);
+                upgrades += 1;
+            }
         }
         threads
     };
     calm(&world);
     threads.into_iter().for_each(|thread| thread.join().expect("a client saw a fault"));
     all_is_well_again(&world, &shared, &gateway);
-    let (_, log) = counters_are_the_log(&gateway);
+    let log = if has_upgrades { log_of_line(&gateway) } else { counters_are_the_log(&gateway).1 };
     let outcomes = shared.outcomes.lock().expect("whole");
     let tally = check(&outcomes, &Journal::read(&path), &log);
     let metrics = gateway.metrics();
@@ -199,14 +214,40 @@ fn storm() {
     });
     eprintln!(
         "{tally:?}; frames (passed, lost, overtook) {weather:?}; datagrams {} asked, {} answered; \
-         spliced {} bytes",
+         spliced {} bytes; {upgrades} upgrades",
         shared.asked.load(SeqCst),
         shared.answered.load(SeqCst),
         metrics.value("ringway_spliced_bytes_total", &[])
     );
     assert!(tally.whole * 4 > tally.sessions, "{tally:?}");
     assert!(shared.answered.load(SeqCst) * 2 > shared.asked.load(SeqCst));
-    gateway.stop();
+    if has_upgrades {
+        end_line(&gateway);
+    } else {
+        gateway.stop();
+    }
+}
+
+/// The process that serves is another one than was started.
+fn end_line(gateway: &Gateway) {
+    let [last] = gateway.line()[..] else { panic!("one process: {:?}", gateway.line()) };
+    let last = Pid::from_raw(i32::try_from(last).expect("a process id"));
+    kill(last, Signal::SIGTERM).expect("it lives");
+    wait_until("the last process has ended", || gateway.line().is_empty());
+}
+
+/// Waits until nothing lives in any process, and returns the log of all.
+fn log_of_line(gateway: &Gateway) -> Vec<LogLine> {
+    wait_until("all sessions and flows have ended", || {
+        let metrics = gateway.metrics();
+        let lives = |name| metrics.value(name, &[]) > 0;
+        gateway.line().len() == 1
+            && !lives("ringway_sessions_active")
+            && !lives("ringway_flows_active")
+    });
+    // The control thread writes a line a moment after the worker has counted.
+    std::thread::sleep(Duration::from_millis(500));
+    gateway.log()
 }
 
 /// Starts the clients.
@@ -274,8 +315,7 @@ fn change(rng: &mut Rng, world: &World) {
 fn happen(
     rng: &mut Rng,
     world: &World,
-    endpoints: &mut [Option<Daemon>],
-    journal: &str,
+    (endpoints, journal): (&mut [Option<Daemon>], &str),
     reload: impl Fn(usize),
 ) {
     let nth = rng.below(endpoints.len() as u64) as usize;
