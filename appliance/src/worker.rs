@@ -48,8 +48,8 @@ impl Clock {
         u64::try_from(day.as_micros()).unwrap_or(u64::MAX).saturating_sub(self.micros())
     }
 
-    /// Leaves the time from `began` to `now` out if that is long: from then on the clock shows less.
-    /// Returns the microseconds that were left out.
+    /// Leaves the time from `began` to `now` out if that is long. From then on the clock shows
+    /// less. Returns the microseconds that were left out.
     fn leave_out(&mut self, now: u64, began: u64) -> u64 {
         let spent = now.saturating_sub(began);
         if spent < LATE {

@@ -236,9 +236,9 @@ fn longest_echo(
     })
 }
 
-/// How many routes a listener has, and to how many of them sessions go in turn. Memory of the others
-/// is used by no session, so the third tells a search that takes longer from memory that no cache
-/// has.
+/// How many routes a listener has, and to how many of them sessions go in turn. Memory of the
+/// others is used by no session, so the third tells a search that takes longer from memory that no
+/// cache has.
 const ROUTE_COUNTS: [(usize, usize); 4] = [(1, 1), (100, 100), (10_000, 1), (10_000, 10_000)];
 const SESSIONS: usize = 1_000;
 
