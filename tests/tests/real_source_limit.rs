@@ -3,9 +3,10 @@
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 
-use ringway_tests::real::config::forward;
+use ringway_tests::real::config::{backend, forward, listener, route};
 use ringway_tests::real::{
-    Gateway, Launch, Server, connect_from, echo, free_address, now, udp_from, wait_until,
+    Gateway, Launch, Server, client_hello, connect_from, echo, free_address, now, udp_from,
+    wait_until,
 };
 
 /// The connection, if the gateway lets it in.
@@ -57,6 +58,49 @@ fn sources_have_so_many_sessions_over_all_workers() {
     }
     gateway.reload(&config(""));
     assert_eq!(clients("127.0.0.1", 5).len(), 5);
+}
+
+/// Each route counts by itself, and the listener's limit counts beside it. The server name decides
+/// which route a client has.
+#[test]
+fn sources_have_so_many_sessions_of_a_route() {
+    let server = Server::tcp(|mut stream| {
+        _ = std::io::copy(&mut stream, &mut std::io::sink());
+    });
+    let address = free_address();
+    let named = |name: &str, keys: &str| {
+        route(name, "tls", &[("all", 1)], &format!("hostnames = [\"{name}.test\"]\n{keys}"))
+    };
+    let config = listener("tls", "TLS", address, "limit_source = { sessions = 5 }")
+        + &named("few", "limit_source = { sessions = 2, except = [\"127.0.0.9\"] }")
+        + &named("many", "")
+        + &backend("all", [server.address], "");
+    let gateway = Gateway::start(&config);
+    let open = |source: &str, name: &str, n: usize| -> Vec<TcpStream> {
+        let come = |_| {
+            let mut stream = connect_from(source, address);
+            stream.write_all(&client_hello(Some(name))).expect("sent");
+            stream
+        };
+        (0..n).map(come).collect()
+    };
+    let live = || gateway.metrics().value("ringway_sessions_active", &[]);
+    let mut few = open("127.0.0.1", "few.test", 6);
+    wait_until("four are refused", || refused(&gateway) == 4);
+    wait_until("two live", || live() == 2);
+    let many = open("127.0.0.1", "many.test", 6);
+    wait_until("the listener's limit holds too", || refused(&gateway) == 4 + 3);
+    let _others = (open("127.0.0.2", "few.test", 2), open("127.0.0.9", "few.test", 4));
+    wait_until("other sources have their own", || live() == 2 + 3 + 2 + 4);
+    let refusals: Vec<_> = gateway.closes(7);
+    let of_few = refusals.iter().filter(|line| line.text("route") == Some("few"));
+    assert_eq!((of_few.count(), refused(&gateway)), (4, 7));
+    drop(many);
+    few.clear();
+    wait_until("the places are free", || live() == 2 + 4);
+    let _again = open("127.0.0.1", "few.test", 3);
+    wait_until("two came in again", || refused(&gateway) == 8);
+    wait_until("two live again", || live() == 2 + 4 + 2);
 }
 
 #[test]
@@ -120,11 +164,21 @@ fn sources_have_so_many_flows() {
 
 #[test]
 fn sources_send_so_many_datagrams_in_a_second() {
+    few_datagrams("limit_source = { datagrams_per_second = 10 }", "");
+}
+
+#[test]
+fn sources_send_so_many_datagrams_of_a_route_in_a_second() {
+    few_datagrams("", "limit_source = { datagrams_per_second = 10 }");
+}
+
+fn few_datagrams(of_listener: &str, of_route: &str) {
     let server = Server::udp_echo();
     let address = free_address();
-    let keys = "limit_source = { datagrams_per_second = 10 }";
-    let gateway =
-        Launch::default().one_worker().start(&forward("UDP", address, [server.address], keys));
+    let config = listener("main", "UDP", address, of_listener)
+        + &route("main", "main", &[("main", 1)], of_route)
+        + &backend("main", [server.address], "");
+    let gateway = Launch::default().one_worker().start(&config);
     let client = udp_from("127.0.0.1", address);
     let start = now();
     for _ in 0..100 {

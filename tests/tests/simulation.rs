@@ -1026,6 +1026,7 @@ fn weighted_table(generation: u64, weights: &[u64], rng: &mut Rng) -> RoutingTab
         id: RouteId(0),
         name: "route".into(),
         access: None,
+        limit_source: None,
         limit: None,
         balance: RouteBalance::RoundRobin,
         on_unavailable: OnUnavailable::Refuse,

@@ -130,6 +130,9 @@ fn listeners(rng: &mut Rng) -> String {
             if one_in(rng, 16) {
                 text += "limit = { sessions = 1, new_per_second = 1 }\n";
             }
+            if limits && one_in(rng, 2) {
+                text += "limit_source = { sessions = 2, new_per_second = 1, burst = 2 }\n";
+            }
         }
     }
     text
@@ -231,14 +234,17 @@ fn earlier_sessions(rng: &mut Rng, table: &RoutingTable, client: &Client, now: u
     let limits: Vec<_> = limits.filter(|_| one_in(rng, 3)).collect();
     let places: Vec<_> = limits.iter().filter_map(|limit| limit.enter(now).ok()).collect();
     let listener = table.listeners.iter().find(|of| *of.name == *client.listener);
-    let limit = listener.and_then(|of| of.limit_source.as_ref());
-    let Some(limit) = limit.filter(|_| one_in(rng, 2)) else { return places };
-    for _ in 0..=rng.below(2) {
-        // Some go on, and others have ended.
-        if let Ok(Some(record)) = limit.enter(client.address.ip(), now)
-            && one_in(rng, 2)
-        {
-            limit.records.leave(record);
+    let of_listener = listener.and_then(|of| of.limit_source.as_ref());
+    let of_routes = table.routes.iter().filter_map(|of| of.limit_source.as_ref());
+    let limits = of_listener.into_iter().chain(of_routes);
+    for limit in limits.filter(|_| one_in(rng, 2)).collect::<Vec<_>>() {
+        for _ in 0..=rng.below(2) {
+            // Some go on, and others have ended.
+            if let Ok(Some(record)) = limit.enter(client.address.ip(), now)
+                && one_in(rng, 2)
+            {
+                limit.records.leave(record);
+            }
         }
     }
     places

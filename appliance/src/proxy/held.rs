@@ -1,17 +1,18 @@
 //! The places that one session or flow has within limits that others share: those of the process,
 //! of its listener, its route and its backend.
 
+use std::net::IpAddr;
 use std::sync::atomic::AtomicU64;
 
 use config_sync::table::limit::{Limit, Over, Place};
 use config_sync::table::rate::Rate;
-use config_sync::table::source_limit::SourceRecord;
+use config_sync::table::source_limit::{OverLimit, SourceLimit, SourcePlace, SourceRecord};
 
 use crate::contract::Side;
 use crate::proxy::cause::Cause;
 use crate::proxy::core::Core;
 use crate::stats::detail::Detail;
-use crate::stats::records::CloseReason;
+use crate::stats::records::{CloseReason, DropReason};
 
 /// The places of a session or flow, and the bytes that it may move. The places are free once this
 /// is dropped or cleared. Without limits it takes 8 bytes.
@@ -21,8 +22,10 @@ pub struct Held(Option<Box<Places>>);
 #[derive(Debug, Default)]
 struct Places {
     places: [Option<Place>; Scope::COUNT],
-    /// The record of the client's source, and the rate of its bytes.
+    /// The record of the client's source at the listener, and the rate of its bytes.
     source: Option<(SourceRecord, Rate)>,
+    /// The place within the route's limit for the client's source.
+    of_source: Option<SourcePlace>,
     /// By the side that they come from: bytes that are taken of the limits, for a `Move` that is
     /// under way.
     reserved: [u32; 2],
@@ -111,6 +114,37 @@ impl Held {
         }
     }
 
+    /// Takes a place within the route's limit for the client's source, in place of an earlier one.
+    /// `now`: microseconds since 1970.
+    ///
+    /// # Errors
+    /// There is no place. The earlier one stays.
+    #[inline]
+    pub fn enter_source(
+        &mut self,
+        limit: Option<&SourceLimit>,
+        client: IpAddr,
+        now: u64,
+    ) -> Result<(), OverLimit> {
+        if self.is_empty() && limit.is_none() {
+            return Ok(());
+        }
+        let place = limit.map(|limit| limit.place(client, now)).transpose()?;
+        self.put_source(place.flatten());
+        Ok(())
+    }
+
+    /// As `enter_source`, for a session that lives already, however many the source has.
+    pub fn arrive_source(&mut self, limit: Option<&SourceLimit>, client: IpAddr, now: u64) {
+        self.put_source(limit.and_then(|limit| limit.arriving_place(client, now)));
+    }
+
+    fn put_source(&mut self, place: Option<SourcePlace>) {
+        if self.0.is_some() || place.is_some() {
+            self.0.get_or_insert_default().of_source = place;
+        }
+    }
+
     /// The bytes of the session count for its client's source too.
     pub fn count_source(&mut self, record: SourceRecord, rate: Option<Rate>) {
         if let Some(rate) = rate {
@@ -167,10 +201,37 @@ impl Held {
         self.0.as_ref()?.until.into_iter().filter(|until| *until > 0).min()
     }
 
-    /// Takes so many bytes of a datagram that a side has sent, or nothing. For flows: the limit of
-    /// a flow's source is asked in `Flow::may_send`.
-    pub fn take(&self, core: &Core, from: Side, bytes: u32) -> bool {
-        self.0.as_ref().is_none_or(|held| held.take(core, from, bytes))
+    /// Whether a limit counts datagrams.
+    pub fn limits_datagrams(&self) -> bool {
+        let place = self.0.as_ref().and_then(|held| held.of_source.as_ref());
+        place.is_some_and(|place| place.datagrams().is_some())
+    }
+
+    /// Takes so many datagrams of a client, with so many bytes, or nothing. For flows: the
+    /// listener's limit of a flow's source is asked in `Flow::may_send`.
+    ///
+    /// # Errors
+    /// They are over a limit.
+    pub fn take_sent(&self, core: &Core, (count, bytes): (u32, u32)) -> Result<(), DropReason> {
+        let Some(held) = &self.0 else { return Ok(()) };
+        let datagrams = held.of_source.as_ref().and_then(SourcePlace::datagrams);
+        let now = core.unix_micros() * 1_000;
+        if datagrams.is_some_and(|(rate, paid)| !rate.take(paid, count, now)) {
+            return Err(DropReason::SourceLimit);
+        }
+        held.take(core, Side::Client, bytes).inspect_err(|_| {
+            if let Some((rate, paid)) = datagrams {
+                rate.give_back(paid, count);
+            }
+        })
+    }
+
+    /// Takes so many bytes of a datagram to a client, or nothing.
+    ///
+    /// # Errors
+    /// They are over a limit.
+    pub fn take_reply(&self, core: &Core, bytes: u32) -> Result<(), DropReason> {
+        self.0.as_ref().map_or(Ok(()), |held| held.take(core, Side::Endpoint, bytes))
     }
 
     /// The bytes that were taken just now are not moved.
@@ -205,7 +266,9 @@ impl Held {
 impl Places {
     fn limits_bytes(&self) -> bool {
         let mut places = self.places.iter().flatten();
-        self.source.is_some() || places.any(|place| place.bytes(false).is_some())
+        self.source.is_some()
+            || self.of_source.as_ref().is_some_and(|place| place.bytes(false).is_some())
+            || places.any(|place| place.bytes(false).is_some())
     }
 
     #[inline(never)]
@@ -234,7 +297,7 @@ impl Places {
     fn book(&mut self, core: &Core, from: Side, enough: u32) -> u64 {
         let now = core.unix_micros() * 1_000;
         let (mut least, mut wait) = (u32::MAX, 0);
-        let mut taken: [u32; Scope::COUNT + 1] = [0; Scope::COUNT + 1];
+        let mut taken: [u32; Scope::COUNT + 2] = [0; Scope::COUNT + 2];
         for ((rate, paid), taken) in self.rates(core, from).zip(&mut taken) {
             let booked = rate.book(paid, enough, least, now);
             (*taken, least) = (booked.count, booked.count);
@@ -264,17 +327,19 @@ impl Places {
         }
     }
 
-    fn take(&self, core: &Core, from: Side, bytes: u32) -> bool {
+    fn take(&self, core: &Core, from: Side, bytes: u32) -> Result<(), DropReason> {
         let now = core.unix_micros() * 1_000;
         let mut rates = self.rates(core, from).enumerate();
         let Some((refused, _)) = rates.find(|(_, (rate, paid))| !rate.take_first(paid, bytes, now))
         else {
-            return true;
+            return Ok(());
         };
         for (rate, paid) in self.rates(core, from).take(refused) {
             rate.give_back(paid, bytes);
         }
-        false
+        // The rates of sources come first.
+        let sources = self.of_sources(core, from == Side::Endpoint).count();
+        Err(if refused < sources { DropReason::SourceLimit } else { DropReason::Limit })
     }
 
     /// The rates of bytes from a side, each with what is paid of it.
@@ -284,12 +349,23 @@ impl Places {
         from: Side,
     ) -> impl Iterator<Item = (Rate, &'a AtomicU64)> {
         let from_endpoint = from == Side::Endpoint;
-        let source = self.source.and_then(|(record, rate)| {
+        let places = self.places.iter().flatten();
+        let places = places.filter_map(move |place| place.bytes(from_endpoint));
+        self.of_sources(core, from_endpoint).chain(places)
+    }
+
+    /// The rates of the client's source: the listener's, and the route's.
+    fn of_sources<'a>(
+        &'a self,
+        core: &'a Core,
+        from_endpoint: bool,
+    ) -> impl Iterator<Item = (Rate, &'a AtomicU64)> {
+        let of_listener = self.source.and_then(|(record, rate)| {
             let sources = core.sources.as_ref()?;
             Some((rate, sources.bytes(record, from_endpoint)?))
         });
-        let places = self.places.iter().flatten();
-        source.into_iter().chain(places.filter_map(move |place| place.bytes(from_endpoint)))
+        let of_route = self.of_source.as_ref().and_then(|place| place.bytes(from_endpoint));
+        of_listener.into_iter().chain(of_route)
     }
 }
 

@@ -91,6 +91,7 @@ mod tests {
             id: RouteId(0),
             name: "r".into(),
             access: None,
+            limit_source: None,
             limit: None,
             balance: RouteBalance::SourceHash,
             on_unavailable: OnUnavailable::Refuse,

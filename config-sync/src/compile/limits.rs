@@ -8,12 +8,65 @@ use crate::model::config::Config;
 use crate::model::limit::{self, LimitOf};
 use crate::model::listener::Listener;
 use crate::model::place::At;
+use crate::model::route::Route;
+use crate::model::source_limit;
 use crate::table::limit::Limit;
 use crate::table::load::NO_LIMIT;
 use crate::table::rate::Rate;
-use crate::table::routing::Protocol;
+use crate::table::routing::{ListenerId, Protocol, RouteId};
+use crate::table::source_limit::SourceLimit;
+
+/// Tells the keys of routes from those of listeners. Ids are below it.
+const ROUTE_SOURCES: u32 = 1 << 31;
 
 impl Compile<'_> {
+    /// The limit for each source of a listener.
+    pub(super) fn limit_source_of_listener(
+        &mut self,
+        id: ListenerId,
+        listener: &Listener,
+    ) -> Option<Box<SourceLimit>> {
+        self.limit_source(id.0, listener.limit_source.as_ref())
+    }
+
+    /// The limit for each source of a route.
+    pub(super) fn limit_source_of_route(
+        &mut self,
+        id: RouteId,
+        route: &Route,
+    ) -> Option<Box<SourceLimit>> {
+        let asked = route.limit_source.as_ref().map(|of| &of.value);
+        self.limit_source(ROUTE_SOURCES | id.0, asked)
+    }
+
+    /// `key` tells the records of this limit from those of others.
+    fn limit_source(
+        &mut self,
+        key: u32,
+        asked: Option<&source_limit::SourceLimit>,
+    ) -> Option<Box<SourceLimit>> {
+        let asked = asked?;
+        let opening = asked.new_per_second.map(|rate| (rate, asked.burst.unwrap_or(rate)));
+        let datagrams = asked.datagrams_per_second.map(|rate| (rate, rate));
+        let rate = |(per_second, burst): (u32, u32)| Rate::new(per_second.into(), burst.into());
+        let bytes = asked.bytes_per_second.map(|rate| Rate::new(rate, rate));
+        let records = self.names.sources();
+        if bytes.is_some() {
+            records.count_bytes();
+        }
+        Some(Box::new(SourceLimit {
+            key,
+            sessions: asked.sessions.unwrap_or(NO_LIMIT),
+            opening: opening.map(rate),
+            datagrams: datagrams.map(rate),
+            bytes,
+            prefix_v4: asked.prefix_v4,
+            prefix_v6: asked.prefix_v6,
+            except: asked.except.as_slice().into(),
+            records,
+        }))
+    }
+
     /// The limit of a listener. Only a listener for TCP can let its clients wait: all others that
     /// share a limit refuse them.
     pub(super) fn limit_of_listener(&mut self, listener: &Listener) -> Option<Box<Limit>> {

@@ -30,14 +30,11 @@ use crate::model::route::{Route, Takes};
 use crate::table::address::Bind;
 use crate::table::alpn::{AlpnChoice, ByAlpn};
 use crate::table::fnv::Fnv;
-use crate::table::load::NO_LIMIT;
 use crate::table::ranges::{Access, ByPrefix};
-use crate::table::rate::Rate;
 use crate::table::routing::{
     self, AcceptProxy, BackendId, Balance, Bound, Drain, Fallback, Hosts, ListenerId, NO_ROUTE,
     OnUnavailable, Protocol, RouteId, RoutingTable, SocketId,
 };
-use crate::table::source_limit;
 use crate::table::terminator::{Originator, Terminator};
 
 /// Compiles the table of this generation as if every endpoint were up and no name were resolved.
@@ -70,6 +67,7 @@ pub fn whole(config: &Config, resolved: &Resolved, names: &mut Names) -> Result<
     let (mut sockets, sharing) = compile.sockets();
     let backends = compile.backends();
     let listeners = compile.listeners();
+    let routes = compile.routes(&backends);
     for (socket, sharing) in sockets.iter_mut().zip(sharing).filter(|(s, _)| s.reads_hello) {
         socket.access = common_access(sharing.iter().map(|listener| &listeners[*listener]));
     }
@@ -77,7 +75,7 @@ pub fn whole(config: &Config, resolved: &Resolved, names: &mut Names) -> Result<
         generation: 0,
         sockets,
         listeners,
-        routes: compile.routes(&backends),
+        routes,
         backends,
         lame_duck: config.lame_duck,
         gone: Arc::default(),
@@ -249,7 +247,7 @@ impl Compile<'_> {
                 dns_guard: listener.dns_guard,
                 max_sessions: listener.max_sessions,
                 taken: (listener.max_sessions > 0).then(|| self.names.taken(id)),
-                limit_source: self.limit_source(id, listener),
+                limit_source: self.limit_source_of_listener(id, listener),
                 limit: self.limit_of_listener(listener),
                 access: self.admitted.listeners.get(&listener.name.value).cloned(),
                 routes: Hosts::new(HOST_SEEDS),
@@ -259,33 +257,6 @@ impl Compile<'_> {
         }
         self.place_routes(&mut listeners);
         listeners
-    }
-
-    fn limit_source(
-        &mut self,
-        id: ListenerId,
-        listener: &Listener,
-    ) -> Option<Box<source_limit::SourceLimit>> {
-        let asked = listener.limit_source.as_ref()?;
-        let opening = asked.new_per_second.map(|rate| (rate, asked.burst.unwrap_or(rate)));
-        let datagrams = asked.datagrams_per_second.map(|rate| (rate, rate));
-        let rate = |(per_second, burst): (u32, u32)| Rate::new(per_second.into(), burst.into());
-        let bytes = asked.bytes_per_second.map(|rate| Rate::new(rate, rate));
-        let records = self.names.sources();
-        if bytes.is_some() {
-            records.count_bytes();
-        }
-        Some(Box::new(source_limit::SourceLimit {
-            key: id.0,
-            sessions: asked.sessions.unwrap_or(NO_LIMIT),
-            opening: opening.map(rate),
-            datagrams: datagrams.map(rate),
-            bytes,
-            prefix_v4: asked.prefix_v4,
-            prefix_v6: asked.prefix_v6,
-            except: asked.except.as_slice().into(),
-            records,
-        }))
     }
 
     /// Gives each listener its routes: by server name, and also by source if several routes share a
@@ -360,6 +331,7 @@ impl Compile<'_> {
         let mut routes = Vec::new();
         for route in &self.config.routes {
             let id = self.names.routes.id(route.name.value.clone());
+            let id = RouteId(self.given(id, &route.name, "routes"));
             let shares = route.backends.iter().map(|used| routing::WeightedBackend {
                 id: backends[index_of[used.name.value.as_str()]].id,
                 backend: index_of[used.name.value.as_str()],
@@ -367,9 +339,10 @@ impl Compile<'_> {
                 key: Fnv::of(&used.name.value),
             });
             routes.push(routing::Route {
-                id: RouteId(self.given(id, &route.name, "routes")),
+                id,
                 name: route.name.value.as_str().into(),
                 access: self.admitted.routes.get(&route.name.value).cloned(),
+                limit_source: self.limit_source_of_route(id, route),
                 limit: self.limit(route.limit.as_ref(), LimitKey::Route, &route.name),
                 balance: route.balance,
                 on_unavailable: route.on_unavailable.unwrap_or(OnUnavailable::Refuse),

@@ -53,7 +53,7 @@ pub struct Names {
     taken: BTreeMap<ListenerId, Arc<Taken>>,
     /// What is in use of the limits of parts, for as long as a table or session has it.
     usages: BTreeMap<LimitKey, Weak<Usage>>,
-    /// `None`: no listener has limited its sources so far.
+    /// `None`: no listener or route has limited its sources so far.
     sources: Option<Arc<SourceRecords>>,
     pub(crate) tickets: Tickets,
     pub(crate) loaded: Cache,
@@ -189,14 +189,14 @@ impl Names {
         Arc::clone(self.lines.entry(id).or_default())
     }
 
-    /// The records of the listeners' sources, made when the first listener limits them.
+    /// The records of clients' sources, made when the first listener or route limits them.
     pub(crate) fn sources(&mut self) -> Arc<SourceRecords> {
         #[expect(clippy::disallowed_methods, reason = "drawn once; nobody outside may know it")]
         let made = || Arc::new(SourceRecords::new(MOST_SOURCES, RandomState::new().hash_one(0)));
         Arc::clone(self.sources.get_or_insert_with(made))
     }
 
-    /// The records of the listeners' sources, if a listener has limited them.
+    /// The records of clients' sources, if a listener or route has limited them.
     pub(crate) fn known_sources(&self) -> Option<&Arc<SourceRecords>> {
         self.sources.as_ref()
     }

@@ -277,6 +277,7 @@ impl Print<'_> {
             self.line("sources", &list(sources));
         }
         self.admission(&route.admission);
+        self.if_given("limit_source", route.limit_source.as_ref().map(|of| of.value.to_string()));
         self.if_given("limit", route.limit.as_ref().map(limit));
         if route.balance != RouteBalance::RoundRobin {
             let word = route::BALANCES.iter().find(|(_, known)| *known == route.balance);

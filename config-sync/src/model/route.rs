@@ -5,6 +5,7 @@ use ipnet::IpNet;
 use crate::model::admission::Admission;
 use crate::model::limit::LimitOf;
 use crate::model::place::At;
+use crate::model::source_limit::SourceLimit;
 use crate::table::routing::{OnUnavailable, RouteBalance};
 
 #[derive(Clone, Debug, PartialEq)]
@@ -21,6 +22,8 @@ pub struct Route {
     /// route of the same listener and name is for.
     pub sources: Vec<At<IpNet>>,
     pub admission: Admission,
+    /// What each source of the route's clients may have and do.
+    pub limit_source: Option<At<SourceLimit>>,
     /// What all sessions or flows of the route may have together.
     pub limit: Option<LimitOf>,
     pub balance: RouteBalance,
@@ -44,6 +47,7 @@ impl Route {
             alpn: Vec::new(),
             sources: Vec::new(),
             admission: Admission { allow: None, deny: Vec::new() },
+            limit_source: None,
             limit: None,
             balance: RouteBalance::RoundRobin,
             on_unavailable: None,

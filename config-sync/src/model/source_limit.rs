@@ -1,4 +1,4 @@
-//! What each source of a listener's clients may have and do.
+//! What each source of a listener's or a route's clients may have and do.
 
 use std::fmt;
 

@@ -68,7 +68,7 @@ pub struct RoutingTable {
     pub lame_duck: u32,
     /// Endpoints that are not in the table, and that sessions and flows must leave.
     pub gone: Arc<[GoneEndpoint]>,
-    /// The records of the listeners' sources. `None`: no listener has limited them so far.
+    /// The records of clients' sources. `None`: nothing has limited them so far.
     pub sources: Option<Arc<SourceRecords>>,
     /// What all sessions and flows of the process may have together.
     pub total: Option<Box<Limit>>,
@@ -331,6 +331,8 @@ pub struct Route {
     pub name: Arc<str>,
     /// Which clients may use the route. `None`: all clients.
     pub access: Option<Arc<Access>>,
+    /// What each source of the route's clients may have and do. `None`: as much as all.
+    pub limit_source: Option<Box<SourceLimit>>,
     /// What all sessions or flows of the route may have together.
     pub limit: Option<Box<Limit>>,
     pub balance: RouteBalance,

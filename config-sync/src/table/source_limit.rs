@@ -15,7 +15,7 @@ use ipnet::IpNet;
 use super::load::NO_LIMIT;
 use super::rate::Rate;
 
-/// What each source of a listener may have and do.
+/// What each source of a listener's or a route's clients may have and do.
 #[derive(Clone, Debug)]
 pub struct SourceLimit {
     /// Tells the records of this limit from those of others.
@@ -67,6 +67,22 @@ impl SourceRecord {
 
     fn index(self) -> usize {
         self.0.get() as usize - 1
+    }
+}
+
+/// A place that a session or flow has among those of its client's source. The place is free once it
+/// is dropped.
+#[derive(Debug)]
+pub struct SourcePlace {
+    record: SourceRecord,
+    datagrams: Option<Rate>,
+    bytes: Option<Rate>,
+    records: Arc<SourceRecords>,
+}
+
+impl Drop for SourcePlace {
+    fn drop(&mut self) {
+        self.records.leave(self.record);
     }
 }
 
@@ -153,6 +169,24 @@ impl SourceLimit {
         self.records.count(hash, MOST_SESSIONS, now * 1_000).ok()
     }
 
+    /// As `enter`, and gives the place back once it is dropped.
+    ///
+    /// # Errors
+    /// As for `enter`.
+    pub fn place(&self, client: IpAddr, now: u64) -> Result<Option<SourcePlace>, OverLimit> {
+        Ok(self.enter(client, now)?.map(|record| self.place_at(record)))
+    }
+
+    /// As `arrive`, and gives the place back once it is dropped.
+    pub fn arriving_place(&self, client: IpAddr, now: u64) -> Option<SourcePlace> {
+        self.arrive(client, now).map(|record| self.place_at(record))
+    }
+
+    fn place_at(&self, record: SourceRecord) -> SourcePlace {
+        let (datagrams, bytes) = (self.datagrams, self.bytes);
+        SourcePlace { record, datagrams, bytes, records: Arc::clone(&self.records) }
+    }
+
     /// What `enter` would find, without counting anything. `None`: the client has no limit.
     pub fn standing(&self, client: IpAddr, now: u64) -> Option<SourceStanding> {
         let (hash, source, prefix) = self.limited(client)?;
@@ -222,6 +256,18 @@ impl SourceLimit {
         let Some(rate) = self.bytes else { return true };
         let paid = self.records.bytes(record, from_endpoint);
         paid.is_none_or(|paid| rate.take(paid, bytes, now * 1_000))
+    }
+}
+
+impl SourcePlace {
+    /// What bounds the datagrams from the source: the rate, and what is paid of it.
+    pub fn datagrams(&self) -> Option<(Rate, &AtomicU64)> {
+        Some((self.datagrams?, &self.records.datagrams[self.record.index()]))
+    }
+
+    /// What bounds the bytes from the source, and to it: the rate, and what is paid of it.
+    pub fn bytes(&self, from_endpoint: bool) -> Option<(Rate, &AtomicU64)> {
+        Some((self.bytes?, self.records.bytes(self.record, from_endpoint)?))
     }
 }
 
@@ -362,6 +408,21 @@ mod tests {
 
     fn small() -> Arc<SourceRecords> {
         Arc::new(SourceRecords::new(64, 1))
+    }
+
+    #[test]
+    fn a_place_is_free_once_it_is_dropped() {
+        let records = small();
+        let limit = SourceLimit { sessions: 1, ..limit(&records) };
+        let one = ip("192.0.2.1");
+        let place = limit.place(one, 0).expect("the first").expect("it is counted");
+        assert_eq!(limit.place(one, 0).err(), Some(OverLimit));
+        let guest = limit.arriving_place(one, 0).expect("it is counted");
+        drop(place);
+        assert_eq!(limit.place(one, 0).err(), Some(OverLimit), "the guest has the place");
+        drop(guest);
+        assert!(limit.place(one, 0).is_ok());
+        assert_eq!(records.sessions(), 0);
     }
 
     #[test]

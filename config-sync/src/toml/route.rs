@@ -10,6 +10,7 @@ use crate::toml::limit::{Owner, limit};
 use crate::toml::reader::{
     Read, Reader, Section, Table, any, flawless, integer, not, or, string, word,
 };
+use crate::toml::source_limit::limit_source;
 use crate::toml::tls::protocol;
 use crate::toml::values::{hostname, name, range};
 
@@ -23,6 +24,7 @@ pub(crate) static ROUTE: Section = Section {
         any("sources"),
         any("allow"),
         any("deny"),
+        any("limit_source"),
         any("limit"),
         any("backends"),
         any("balance"),
@@ -53,6 +55,10 @@ pub(crate) fn route<'t>(reader: &mut Reader<'t>, table: &Table<'t>) -> Option<Ro
     });
     reader.miss(table, "backends", "such as [{ name = \"pg-a\", weight = 90 }], or []");
     let backends = weighted_backends(reader, table).unwrap_or_default();
+    let limit_source = limit_source(reader, table, None).and_then(|value| {
+        let place = reader.get(table, "limit_source", |_| Ok(()))?.place;
+        Some(At { value, place })
+    });
     let limit = limit(reader, table, Owner::Other);
     let balance = or(reader.get(table, "balance", word(&BALANCES)), RouteBalance::RoundRobin);
     let on_unavailable =
@@ -66,6 +72,7 @@ pub(crate) fn route<'t>(reader: &mut Reader<'t>, table: &Table<'t>) -> Option<Ro
         alpn,
         sources,
         admission,
+        limit_source,
         limit,
         balance,
         on_unavailable,

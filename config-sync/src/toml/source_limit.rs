@@ -9,8 +9,9 @@ use crate::toml::limit::OVER;
 use crate::toml::reader::{Reader, Section, Table, any, integer, or, word};
 use crate::toml::values::range;
 
+/// Of a listener or a route.
 pub(crate) static LIMIT_SOURCE: Section = Section {
-    name: "listeners.limit_source",
+    name: "limit_source",
     keys: &[
         any("sessions"),
         any("new_per_second"),
@@ -24,7 +25,8 @@ pub(crate) static LIMIT_SOURCE: Section = Section {
     ],
 };
 
-/// The limit for each source of a listener. `None`: there is no limit.
+/// The limit for each source of a listener or a route. `None`: there is no limit. `protocol`: the
+/// listener's, if it is known.
 pub(crate) fn limit_source<'t>(
     reader: &mut Reader<'t>,
     table: &Table<'t>,

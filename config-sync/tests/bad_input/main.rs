@@ -144,7 +144,7 @@ fn wrong_types_are_refused_for_every_key_so_none_is_ignored() {
                 "listeners.accept_proxy" => {
                     ("[[listeners]]\naccept_proxy.", "listeners[0].accept_proxy.".to_owned())
                 }
-                "listeners.limit_source" => {
+                "limit_source" => {
                     ("[[listeners]]\nlimit_source.", "listeners[0].limit_source.".to_owned())
                 }
                 "limit" => ("[[listeners]]\nlimit.", "listeners[0].limit.".to_owned()),

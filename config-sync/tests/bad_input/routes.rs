@@ -58,6 +58,31 @@ fn faults_of_routes_by_protocol() {
 }
 
 #[test]
+fn faults_of_limits_for_the_sources_of_a_route() {
+    let with = |keys: &str| {
+        GOOD.replace("[[backends]]", &format!("limit_source = {{ {keys} }}\n[[backends]]"))
+    };
+    assert!(load(&with("sessions = 5, except = [\"10.0.0.0/8\"]")).is_ok());
+    let udp = GOOD.replace("\"TCP\"", "\"UDP\"");
+    let of_udp = "limit_source = { datagrams_per_second = 9 }\n[[backends]]";
+    assert!(load(&udp.replace("[[backends]]", of_udp)).is_ok());
+    for (keys, fault) in [
+        ("", "9:16: routes[0].limit_source: limits nothing; give `sessions`, `new_per_second`,"),
+        ("sessions = 0", "9:29: routes[0].limit_source.sessions: must be a whole number, 1 to"),
+        ("sessions = 1, over = \"delay\"", "routes[0].limit_source.over: can't be \"delay\" here"),
+        (
+            "datagrams_per_second = 9",
+            "9:16: routes[0].limit_source: has `datagrams_per_second`, and listener \"l\" of the \
+             route is not UDP: a stream has no datagrams",
+        ),
+    ] {
+        let problems = load(&with(keys)).expect_err(keys).to_string();
+        assert!(problems.contains(fault), "{problems}");
+        assert_eq!(problems.lines().count(), 1, "{problems}");
+    }
+}
+
+#[test]
 fn faults_of_routes_and_their_backends() {
     let weight = |weight: &str| GOOD.replace("{ name = \"b\" }", weight);
     refused(

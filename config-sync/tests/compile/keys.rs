@@ -136,6 +136,9 @@ fn limits_reach_the_table(table: &RoutingTable) {
     assert_eq!(own.bytes, Some(Rate::new(1_000_000, 1_000_000)));
     let source = table.listeners[0].limit_source.as_ref().and_then(|limit| limit.bytes);
     assert_eq!(source, Some(Rate::new(10_000, 10_000)));
+    let of_route = table.routes[0].limit_source.as_deref().expect("a limit");
+    assert_eq!((of_route.sessions, of_route.prefix_v4), (7, 28));
+    assert!(table.sources.is_some() && of_route.key != table.listeners[0].id.0);
     let of_listener = table.listeners[0].limit.as_deref().expect("a limit");
     let mut backends = table.backends.iter().filter_map(|of| of.limit.as_deref());
     let of_backend = backends.next().expect("one has a limit");

@@ -73,6 +73,12 @@ const MUTANTS: &[Mutant] = &[
         }",
     },
     Mutant {
+        name: "place-of-a-source-kept",
+        file: "held.rs",
+        find: "self.put_source(place.flatten());",
+        replace: "std::mem::forget(place);",
+    },
+    Mutant {
         name: "weight-bias",
         file: "balance.rs",
         find: "credits[best].1 -= total;",

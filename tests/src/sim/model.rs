@@ -63,6 +63,8 @@ pub struct ModelListener {
     pub responses: u32,
     pub max_sessions: u32,
     limit_source: Option<Box<SourceLimit>>,
+    /// The same for each of its routes.
+    route_source: Option<Box<SourceLimit>>,
     /// Who is denied, of the clients 198.18.0.0/16.
     denied: Option<&'static str>,
     /// Clients of 198.18.0.0/26 have another route.
@@ -74,6 +76,9 @@ pub struct ModelListener {
 /// Ranges of clients that a listener may deny: a part of the first few, of later ones, or all.
 const DENIED: [Option<&str>; 5] =
     [None, None, Some("198.18.0.16/28"), Some("198.18.0.64/26"), Some("198.18.0.0/16")];
+
+/// The sources of routes have keys from here on.
+const FIRST_ROUTE_SOURCES: u32 = 1_000;
 
 /// Routes for some clients have ids from here on.
 pub const FIRST_SPECIAL: u32 = 100;
@@ -105,6 +110,7 @@ impl Model {
         let sources = Arc::new(SourceRecords::new(RECORDS, 1));
         for listener in sockets.iter_mut().flat_map(|socket| &mut socket.listeners) {
             listener.limit_source = some_limit(rng, listener.id.0, &sources);
+            listener.route_source = some_limit(rng, 0, &sources);
         }
         let backends: Vec<_> = (0..3).map(|id| ModelBackend::random(rng, id)).collect();
         let mut weights = || {
@@ -169,6 +175,7 @@ impl Model {
                         listener.timeouts = timeouts(rng);
                         listener.max_sessions = rng.pick(&[0, 0, 2, 10]);
                         listener.limit_source = some_limit(rng, listener.id.0, &self.sources);
+                        listener.route_source = some_limit(rng, 0, &self.sources);
                         listener.denied = rng.pick(&DENIED);
                         listener.by_source ^= rng.per_mille(300);
                         listener.by_alpn = listener.host.and_then(|_| some_by_alpn(rng));
@@ -213,7 +220,10 @@ impl Model {
                 }
                 let ids = [0, FIRST_SPECIAL, FIRST_FALLBACK, FIRST_ALPN];
                 let ids = ids.map(|first| first + listener.id.0);
-                table.routes.extend(ids.map(|id| self.route(id, listener.id, unused)));
+                table.routes.extend(ids.map(|id| {
+                    let limit_source = of_route(id, listener.route_source.as_deref());
+                    Route { limit_source, ..self.route(id, listener.id, unused) }
+                }));
                 table.listeners.push(Listener {
                     id: listener.id,
                     timeouts: listener.timeouts,
@@ -305,6 +315,11 @@ impl Model {
     }
 }
 
+/// The limit for each source of a route.
+fn of_route(id: u32, limit: Option<&SourceLimit>) -> Option<Box<SourceLimit>> {
+    Some(Box::new(SourceLimit { key: FIRST_ROUTE_SOURCES + id, ..limit?.clone() }))
+}
+
 /// A route to the backends from position `first`.
 fn route(id: RouteId, weights: &[u32], first: usize) -> Route {
     let share = |(n, weight): (usize, &u32)| WeightedBackend {
@@ -317,6 +332,7 @@ fn route(id: RouteId, weights: &[u32], first: usize) -> Route {
         id,
         name: "route".into(),
         access: None,
+        limit_source: None,
         limit: None,
         // By the ids, so that some routes of every run have each.
         balance: match id.0 % 2 {
@@ -356,6 +372,7 @@ impl ModelSocket {
                 responses: rng.pick(&[0, 1, 2]),
                 max_sessions: rng.pick(&[0, 0, 5, 20]),
                 limit_source: None,
+                route_source: None,
                 denied: if rng.per_mille(300) { rng.pick(&DENIED) } else { None },
                 by_source: rng.per_mille(300),
                 by_alpn: host.and_then(|_| some_by_alpn(rng)),

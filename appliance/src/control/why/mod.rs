@@ -7,8 +7,11 @@ pub mod asked;
 pub mod backends;
 mod rules;
 
+use std::net::IpAddr;
+
 use config_sync::table::limit::Limit;
 use config_sync::table::routing::{Listener, Protocol, Route, RoutingTable, Socket, Transport};
+use config_sync::table::source_limit::SourceLimit;
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -247,6 +250,18 @@ fn within(
     over.filter(|_| !limit.delays).map_or(Ok(()), |_| Err(CloseReason::Limit))
 }
 
+/// Whether the client's source has a place within the limit of a part.
+fn within_source(
+    answer: &mut Answer,
+    kind: &str,
+    (limit, client, now): (&Option<Box<SourceLimit>>, IpAddr, u64),
+) -> Result<(), CloseReason> {
+    let Some(limit) = limit else { return Ok(()) };
+    let Some(standing) = limit.standing(client, now) else { return Ok(()) };
+    answer.rules.push(rules::source(kind, limit, standing));
+    standing.bar.map_or(Ok(()), |_| Err(CloseReason::SourceLimit))
+}
+
 impl<'a> Walk<'a> {
     /// The questions of a worker, in its order.
     fn walk(&self, answer: &mut Answer) -> Result<Choice, CloseReason> {
@@ -289,6 +304,7 @@ impl<'a> Walk<'a> {
             });
             admitted?;
         }
+        within_source(answer, "route", (&route.limit_source, ip, *now))?;
         within(answer, "route", &route.name, (&route.limit, *now))?;
         let found = backends::choose(self.running, (route, listener), (client, socket));
         let choice = found.choice;
@@ -322,14 +338,7 @@ impl<'a> Walk<'a> {
             admitted?;
         }
         answer.limit(listener);
-        if let Some(limit) = &listener.limit_source
-            && let Some(standing) = limit.standing(ip, *now)
-        {
-            answer.rules.push(rules::source(limit, standing));
-            if standing.bar.is_some() {
-                return Err(CloseReason::SourceLimit);
-            }
-        }
+        within_source(answer, "listener", (&listener.limit_source, ip, *now))?;
         if socket.transport == Transport::Udp {
             within(answer, "process", "", (&table.total, *now))?;
         }

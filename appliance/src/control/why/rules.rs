@@ -137,14 +137,14 @@ pub fn no_fallback(speaks: Speaks) -> (Rule, CloseReason) {
     (Rule::new(false, said), reason)
 }
 
-/// What the client's source has of its limit now.
-pub fn source(limit: &SourceLimit, standing: SourceStanding) -> Rule {
+/// What the client's source has of its limit now. `of`: the listener or the route.
+pub fn source(of: &str, limit: &SourceLimit, standing: SourceStanding) -> Rule {
     let SourceStanding { source, prefix, sessions, bar } = standing;
     let most = match limit.sessions {
         NO_LIMIT => String::new(),
         most => format!(" of {most}"),
     };
-    let has = format!("limit_source: {source}/{prefix} has {sessions}{most} sessions");
+    let has = format!("limit_source of the {of}: {source}/{prefix} has {sessions}{most} sessions");
     let said = match bar {
         None | Some(Bar::Sessions) => has,
         Some(Bar::Opening) => has + ", and opens them faster than new_per_second now",

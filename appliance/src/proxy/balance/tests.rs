@@ -20,6 +20,7 @@ fn route(weights: &[(u32, u32)]) -> Route {
         id: RouteId(0),
         name: "r".into(),
         access: None,
+        limit_source: None,
         limit: None,
         balance: RouteBalance::RoundRobin,
         on_unavailable: OnUnavailable::Refuse,

@@ -227,6 +227,8 @@ impl Session {
         let route = &table.routes[route];
         lead_by(&mut self.route, route.id, &core.counters);
         admits(route.access.as_deref(), client)?;
+        let of_source = self.held.enter_source(route.limit_source.as_deref(), client, now);
+        of_source.map_err(|OverLimit| CloseReason::SourceLimit)?;
         enter(&mut self.held, Scope::Route, route.limit.as_deref(), now)?;
         let backend = core.balancer.backend(route, self.client).ok_or(CloseReason::NoBackend)?;
         let backend = &table.backends[backend];

@@ -209,6 +209,8 @@ impl Session {
         held.arrive(Scope::Listener, listener.and_then(|of| of.limit.as_deref()));
         held.arrive(Scope::Route, route.and_then(|of| of.limit.as_deref()));
         held.arrive(Scope::Backend, backend.and_then(|of| of.limit.as_deref()));
+        let of_source = route.and_then(|of| of.limit_source.as_deref());
+        held.arrive_source(of_source, self.client.ip(), core.unix_micros());
     }
 
     /// Another process goes on with the session. Nobody is told here, and no line is logged: the

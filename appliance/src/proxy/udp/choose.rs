@@ -8,6 +8,7 @@ use config_sync::table::ranges::Access;
 use config_sync::table::routing::{
     Backend, BackendId, Endpoint, EndpointId, Listener, Route, RouteId, RoutingTable, SendProxy,
 };
+use config_sync::table::source_limit::{OverLimit, SourceLimit};
 
 use crate::contract::Origin;
 use crate::proxy::balance::Balancer;
@@ -156,6 +157,16 @@ pub fn enter(
     now: u64,
 ) -> Result<(), Refusal> {
     held.enter(scope, limit, now).map_err(|_| LIMIT)
+}
+
+/// Takes a place for a flow within a route's limit for the client's source.
+pub fn enter_source(
+    held: &mut Held,
+    limit: Option<&SourceLimit>,
+    client: SocketAddr,
+    now: u64,
+) -> Result<(), Refusal> {
+    held.enter_source(limit, client.ip(), now).map_err(|OverLimit| SOURCE_LIMIT)
 }
 
 pub const OVERLOAD: Refusal = Refusal { reason: CloseReason::Overload, drop: DropReason::Overload };

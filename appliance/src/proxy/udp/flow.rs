@@ -197,13 +197,11 @@ impl Flow {
         if source.is_some_and(|(limit, of)| !limit.may_send(of, (count, bytes), now)) {
             return Err(DropReason::SourceLimit);
         }
-        if self.held.take(core, Side::Client, bytes) {
-            return Ok(());
-        }
-        if let Some((limit, of)) = source {
-            limit.has_not_sent(of, (count, bytes));
-        }
-        Err(DropReason::Limit)
+        self.held.take_sent(core, (count, bytes)).inspect_err(|_| {
+            if let Some((limit, of)) = source {
+                limit.has_not_sent(of, (count, bytes));
+            }
+        })
     }
 
     /// Whether limits allow so many bytes to the client.
@@ -220,9 +218,7 @@ impl Flow {
 
     #[inline(never)]
     fn take_reply(&self, core: &Core, bytes: u32) -> Result<(), DropReason> {
-        if !self.held.take(core, Side::Endpoint, bytes) {
-            return Err(DropReason::Limit);
-        }
+        self.held.take_reply(core, bytes)?;
         match self.source_limit(core) {
             Some((limit, of)) if !limit.may_get(of, bytes, core.unix_micros()) => {
                 self.held.give_back(core, Side::Endpoint, bytes);

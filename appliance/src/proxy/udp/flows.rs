@@ -23,7 +23,7 @@ use crate::proxy::held::{Held, Scope};
 use crate::proxy::slab::{NONE, Slab};
 use crate::proxy::udp::choose::{
     FLOW_LIMIT, LISTENER_LIMIT, NO_ROUTE, OVERLOAD, PROXY_MISSING, Refusal, SOURCE_LIMIT, admits,
-    choose, enter, route,
+    choose, enter, enter_source, route,
 };
 use crate::proxy::udp::dns_guard::datagram;
 use crate::proxy::udp::flow::{Batch, Flow, FlowHeader, Promotion, Sender, Whose, listener_of};
@@ -472,6 +472,7 @@ impl Flows {
         let route = route(table, listener, flow.client())?;
         flow.route = route.id;
         admits(route.access.as_deref(), flow.client())?;
+        enter_source(&mut flow.held, route.limit_source.as_deref(), client.0, now)?;
         enter(&mut flow.held, Scope::Route, route.limit.as_deref(), now)?;
         let choice = choose(table, route, &mut core.balancer, client, ports)?;
         (flow.backend, flow.endpoint) = (choice.backend, choice.endpoint);

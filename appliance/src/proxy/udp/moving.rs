@@ -8,7 +8,9 @@ use crate::proxy::balance::Balancer;
 use crate::proxy::core::{Core, micros};
 use crate::proxy::held::Scope;
 use crate::proxy::tables::Tables;
-use crate::proxy::udp::choose::{Choice, LIMIT, Refusal, admits, choose, enter, route};
+use crate::proxy::udp::choose::{
+    Choice, LIMIT, Refusal, admits, choose, enter, enter_source, route,
+};
 use crate::proxy::udp::flow::{Flow, Promotion, Whose, listener_of};
 use crate::proxy::udp::state::{Flows, MOST_CLOSED};
 use crate::stats::records::{CloseReason, DropReason};
@@ -75,11 +77,14 @@ impl Flows {
     /// than before. Without them, the endpoint of the choice does not count the flow any more.
     fn enter(&mut self, core: &mut Core, slot: u32, choice: &Choice) -> Result<(), Refusal> {
         let Some(flow) = self.flows.at_mut(slot) else { return Ok(()) };
-        let (now, tables) = (core.unix_micros(), &core.tables);
+        let (now, tables, client) = (core.unix_micros(), &core.tables, flow.client());
         let mut entered = Ok(());
         if choice.route != flow.route {
-            let limit = tables.route(choice.route).and_then(|of| of.limit.as_deref());
-            entered = enter(&mut flow.held, Scope::Route, limit, now);
+            let route = tables.route(choice.route);
+            let of_source = route.and_then(|of| of.limit_source.as_deref());
+            let limit = route.and_then(|of| of.limit.as_deref());
+            entered = enter_source(&mut flow.held, of_source, client, now)
+                .and_then(|()| enter(&mut flow.held, Scope::Route, limit, now));
         }
         if entered.is_ok()
             && let Some(limit) = limit_of_another(tables, flow, choice)

@@ -506,11 +506,13 @@ fn count_in(core: &mut Core, flow: &mut Flow) {
     let listener = table.listeners.iter().find(|of| of.id == flow.listener);
     let route = core.tables.route(flow.route);
     let backend = core.tables.backend(flow.socket, flow.backend);
+    let (client, now) = (flow.client().ip(), core.unix_micros());
     let held = &mut flow.held;
     held.arrive(Scope::Process, table.total.as_deref());
     held.arrive(Scope::Listener, listener.and_then(|of| of.limit.as_deref()));
     held.arrive(Scope::Route, route.and_then(|of| of.limit.as_deref()));
     held.arrive(Scope::Backend, backend.and_then(|of| of.limit.as_deref()));
+    held.arrive_source(route.and_then(|of| of.limit_source.as_deref()), client, now);
     let limit = listener.and_then(|of| of.limit_source.as_ref());
-    flow.source = limit.and_then(|of| of.arrive(flow.client().ip(), core.unix_micros()));
+    flow.source = limit.and_then(|of| of.arrive(client, now));
 }

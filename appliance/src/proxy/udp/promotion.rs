@@ -61,6 +61,7 @@ impl Flows {
         is_connected
             && is_plain(listener)
             && !flow.held.limits_bytes()
+            && !flow.held.limits_datagrams()
             && flow.responses == 0
             && flow.proxied.is_none()
             && backend.send_proxy.is_none()

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use crate::check::reaches;
+use crate::gateway::status::Kind;
 use crate::gateway::translate::backend_tls::BackendTls;
 use crate::gateway::translate::backends::{self, Destination, Found, To, Way};
 use crate::gateway::translate::fallback::{self, Fallbacks};
@@ -239,6 +240,8 @@ impl<'o> Build<'_, 'o> {
         let (namespace, name) = key(&route.object.metadata);
         let own = PolicyTarget { kind: route.kind.name(), namespace, name, section: None };
         let values = self.policies.route(own);
+        let is_udp = route.kind == Kind::UdpRoute;
+        let limit_source = values.limit_source.clone().and_then(|of| limit_for(of, is_udp));
         let shapes = shapes.into_iter().enumerate();
         let route = shapes.map(|(nth, ((hostnames, backends), listeners))| {
             let own = config_name(&numbered(&title, nth));
@@ -250,6 +253,7 @@ impl<'o> Build<'_, 'o> {
                 alpn: values.alpn.iter().flatten().map(|name| at(name.clone(), &own)).collect(),
                 sources: Vec::new(),
                 admission: values.admission.of(&own),
+                limit_source: limit_source.clone().map(|limit| at(limit, &own)),
                 limit: values.limit.clone().map(LimitOf::Own),
                 balance: values.balance.unwrap_or(RouteBalance::RoundRobin),
                 on_unavailable: values.on_unavailable,
@@ -549,7 +553,7 @@ fn config_name(text: &str) -> String {
     format!("{cut}-{:016x}", Fnv::of(text))
 }
 
-/// The limit for listeners of this transport. `None`: nothing of it is for them.
+/// The limit for listeners or routes of this transport. `None`: nothing of it is for them.
 fn limit_for(mut limit: SourceLimit, udp: bool) -> Option<SourceLimit> {
     limit.datagrams_per_second = limit.datagrams_per_second.filter(|_| udp);
     limit.limits_something().then_some(limit)

@@ -451,6 +451,7 @@ fn read_route(given: &RouteSettings) -> Result<RouteValues, String> {
         balance: text("balance", given.balance.as_ref(), word(&route::BALANCES))?,
         on_unavailable: text("onUnavailable", on_unavailable, word(&route::ON_UNAVAILABLE))?,
         alpn: given.alpn.clone(),
+        limit_source: given.limit_source.as_ref().map(tables::read_limit_source).transpose()?,
         limit: given.limit.as_ref().map(tables::read_limit).transpose()?,
         admission: read_admission(&given.admission)?,
     })

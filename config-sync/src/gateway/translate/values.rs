@@ -62,6 +62,7 @@ pub(super) struct RouteValues {
     pub(super) balance: Option<RouteBalance>,
     pub(super) on_unavailable: Option<OnUnavailable>,
     pub(super) alpn: Option<Vec<String>>,
+    pub(super) limit_source: Option<SourceLimit>,
     pub(super) limit: Option<Limit>,
     pub(super) admission: AdmissionValues,
 }
@@ -153,6 +154,7 @@ impl RouteValues {
         fill(&mut self.balance, &under.balance);
         fill(&mut self.on_unavailable, &under.on_unavailable);
         fill(&mut self.alpn, &under.alpn);
+        fill(&mut self.limit_source, &under.limit_source);
         fill(&mut self.limit, &under.limit);
         self.admission.fill(&under.admission);
     }

@@ -90,6 +90,11 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         setup: Setup { source_sessions: 1, ..TCP },
         steps: &place_for_one(R::SourceLimit),
     },
+    Scenario {
+        name: "one session more than a source may have of a route, and one more after an end",
+        setup: Setup { route_source_sessions: 1, ..TCP },
+        steps: &place_for_one(R::SourceLimit),
+    },
 ];
 
 /// A second session is refused for this reason, and a third has the place of the first.

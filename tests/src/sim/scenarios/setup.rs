@@ -30,6 +30,8 @@ pub struct Setup {
     pub max_sessions: u32,
     /// The most sessions or flows of a source. 0: no limit.
     pub source_sessions: u32,
+    /// The most sessions or flows of a source on the first route. 0: no limit.
+    pub route_source_sessions: u32,
     /// The most sessions or flows of a backend. 0: any number.
     pub backend_sessions: u32,
     /// The bytes a second of each listener. 0: any number.
@@ -65,14 +67,6 @@ impl Setup {
         }
     }
 
-    fn limit_source(&self, records: &Arc<SourceRecords>) -> Option<Box<SourceLimit>> {
-        let limit = || SourceLimit {
-            sessions: self.source_sessions,
-            ..SourceLimit::nothing(0, Arc::clone(records))
-        };
-        (self.source_sessions > 0).then(|| Box::new(limit()))
-    }
-
     fn limit_of_backend(&self) -> Option<Box<Limit>> {
         let limit = |usage| Limit { sessions: self.backend_sessions, ..Limit::nothing(usage) };
         (self.backend_sessions > 0).then(|| Box::new(limit(Arc::default())))
@@ -104,7 +98,8 @@ impl Setup {
         let home = || "127.0.0.0/8".parse().expect("a prefix");
         let access = self.denied.then(|| Arc::new(Access::new(None, &[home()])));
         let sources = Arc::new(SourceRecords::new(RECORDS, 1));
-        let limit_source = self.limit_source(&sources);
+        let limit_source = of_sources(0, self.source_sessions, &sources);
+        let of_route = of_sources(1, self.route_source_sessions, &sources);
         let (limit, limit_of_listener) = (self.limit_of_backend(), self.limit());
         let listener = |id: usize| Listener {
             id: ListenerId(id as u32),
@@ -122,6 +117,7 @@ impl Setup {
         };
         let all = backend::plain_endpoints(endpoints);
         let (own, others) = all.split_at(if self.passes_on { 1 } else { all.len() });
+        let first = if self.passes_on { passing_route() } else { route(0) };
         let fallback = self.falls_back.then_some(Fallback { listener: 0, route: 0 });
         RoutingTable {
             generation: 1,
@@ -143,7 +139,7 @@ impl Setup {
                 listeners: by_name,
             }],
             listeners: (0..names.len()).map(listener).collect(),
-            routes: vec![if self.passes_on { passing_route() } else { route(0) }, route(1)],
+            routes: vec![Route { limit_source: of_route, ..first }, route(1)],
             backends: vec![
                 Backend {
                     source: self.source.into_iter().collect(),
@@ -157,6 +153,12 @@ impl Setup {
             ..RoutingTable::empty()
         }
     }
+}
+
+/// At most so many sessions for each source. 0: no limit.
+fn of_sources(key: u32, sessions: u32, records: &Arc<SourceRecords>) -> Option<Box<SourceLimit>> {
+    let nothing = || SourceLimit::nothing(key, Arc::clone(records));
+    (sessions > 0).then(|| Box::new(SourceLimit { sessions, ..nothing() }))
 }
 
 /// The second route for clients that offer a protocol, the first for all others.
@@ -179,6 +181,7 @@ fn route(nth: u32) -> Route {
         id: RouteId(nth),
         name: "route".into(),
         access: None,
+        limit_source: None,
         limit: None,
         balance: RouteBalance::RoundRobin,
         on_unavailable: OnUnavailable::Refuse,
@@ -211,6 +214,7 @@ pub(super) const TCP: Setup = Setup {
     timeouts: NONE,
     max_sessions: 0,
     source_sessions: 0,
+    route_source_sessions: 0,
     backend_sessions: 0,
     bytes: 0,
     delays_above: 0,

@@ -371,7 +371,8 @@ impl World {
         let moved = u32::try_from(self.check.moves.adopted).expect("few");
         self.model.backends.iter().for_each(|backend| backend.check_loads(moved));
         let live = self.counters.sessions.get() + self.counters.flows.get();
-        assert!(self.model.sources.sessions() <= live, "sources have more than there is");
+        // The sources of a listener, and those of a route.
+        assert!(self.model.sources.sessions() <= 2 * live, "sources have more than there is");
         self.model.shared.check(live, moved);
         for (path, datagram) in std::mem::take(&mut self.kernel.sent_up) {
             self.endpoint_hears(path, datagram);
