@@ -488,6 +488,71 @@ fn clients_that_send_no_hello_keep_nobody_out() {
     assert!(crowded_out > 500, "{crowded_out} have made room");
 }
 
+/// A flood at one listener, in bursts that are larger than the part of the session table that was
+/// kept free for all. The clients of another listener are served meanwhile.
+#[test]
+fn a_flood_of_silent_clients_leaves_places_for_other_listeners() {
+    let server = tagged("a");
+    let (flooded, other) = (free_address(), free_address());
+    let keys = "hello_timeout = \"1h\"";
+    let config = listener("flooded", "TLS", flooded, keys)
+        + &listener("other", "TLS", other, keys)
+        + &route("a", "flooded", &[("a", 1)], "")
+        + &route("b", "other", &[("a", 1)], "")
+        + &backend("a", [server.address], "")
+        + "[limits]\nsessions = 128\n";
+    let gateway = Launch::default().one_worker().start(&config);
+    let mut silent = Vec::new();
+    for round in 0..20 {
+        silent.extend((0..32).map(|_| connect(flooded)));
+        assert_eq!(answer(other, Some("a.example.com")), "a", "in round {round}");
+    }
+    let refused = |reason: &str| {
+        let labels = [("reason", reason)];
+        gateway.metrics().value("ringway_sessions_refused_total", &labels)
+    };
+    wait_until("half of the places are left", || refused("crowded_out") == 20 * 32 - 64);
+    assert_eq!(refused("session_limit"), 0);
+}
+
+/// Behind a proxy, the source is the client that the header names.
+#[test]
+fn a_source_behind_a_proxy_has_no_more_silent_clients_than_sessions() {
+    let server = tagged("a");
+    let address = free_address();
+    let keys = "hello_timeout = \"1h\"\nlimit_source = { sessions = 4 }\n\
+                accept_proxy = { from = [\"127.0.0.0/8\"] }";
+    let config = listener("tls", "TLS", address, keys)
+        + &route("a", "tls", &[("a", 1)], "")
+        + &backend("a", [server.address], "");
+    let gateway = Launch::default().one_worker().start(&config);
+    let client = |said: u8| {
+        let mut stream = connect(address);
+        let header = format!("PROXY TCP4 192.0.2.{said} 192.0.2.9 4000 443\r\n");
+        stream.write_all(header.as_bytes()).expect("sent");
+        stream
+    };
+    let reason = [("reason", "crowded_out")];
+    let crowded_out = || gateway.metrics().value("ringway_sessions_refused_total", &reason);
+    // The proxy has any number of connections that have said nothing yet.
+    let _early: Vec<_> = (0..20).map(|_| connect(address)).collect();
+    let mut silent: Vec<_> = (0..20).map(|_| client(1)).collect();
+    wait_until("sixteen have made room", || crowded_out() == 16);
+    assert_eq!(silent.iter_mut().filter(|of| is_closed(of)).count(), 16);
+    let mut other = client(2);
+    other.write_all(&client_hello(Some("a.example.com"))).expect("sent");
+    let mut tag = [0];
+    other.read_exact(&mut tag).expect("another source has its own");
+    assert_eq!((tag, crowded_out()), (*b"a", 16));
+}
+
+/// Whether the gateway has closed the connection by now.
+fn is_closed(stream: &TcpStream) -> bool {
+    stream.set_nonblocking(true).expect("an option");
+    let peeked = stream.peek(&mut [0]);
+    !peeked.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
+}
+
 /// Of a source, no more clients may be silent than it may have sessions. The oldest go first.
 #[test]
 fn a_source_has_no_more_silent_clients_than_sessions() {

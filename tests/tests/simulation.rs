@@ -181,8 +181,8 @@ fn a_dead_endpoint_costs_one_client_in_a_while_its_time() {
     }
 }
 
-/// While the table is nearly full, the client that has waited longest for its ClientHello makes
-/// room. Whoever has a destination stays.
+/// Clients without a ClientHello have half of the table. With one more, the client that has waited
+/// longest makes room. Whoever has a destination stays.
 #[test]
 fn clients_that_send_no_hello_keep_nobody_out() {
     let address = |port| SocketAddr::new(setup::HOME, port);
@@ -210,7 +210,7 @@ fn clients_that_send_no_hello_keep_nobody_out() {
     };
     let left: Vec<_> = silent.iter().map(|conn| !is_reset(conn)).collect();
     let count = left.iter().filter(|left| **left).count();
-    assert!((56..=62).contains(&count), "{count} of 64 places");
+    assert!((31..=32).contains(&count), "{count} of the half of 64 places");
     assert!(left[left.len() - count..].iter().all(|left| *left), "the oldest go first");
     assert!(!is_reset(&first), "it has a destination");
 }
@@ -851,8 +851,15 @@ fn delaying_table() -> RoutingTable {
     table
 }
 
-/// A client comes. If it speaks, it says by a PROXY header who it is.
+/// A client comes, and all that follows at once. If it speaks, it says by a PROXY header who it is.
 fn come(fake: &mut Fake, socket: u32, port: u16, speaks: bool) -> ConnId {
+    let conn = connect(fake, socket, port, speaks);
+    while fake.step(fake.kernel.now + 1_000) {}
+    conn
+}
+
+/// A client connects. The worker has not had its turn yet.
+fn connect(fake: &mut Fake, socket: u32, port: u16, speaks: bool) -> ConnId {
     let client = SocketAddr::from(([198, 18, 0, 1], port));
     let says = SocketAddr::from(([203, 0, 113, 1], port));
     let header = format!("PROXY TCP4 203.0.113.1 192.0.2.9 {port} 80\r\n").into_bytes();
@@ -863,7 +870,6 @@ fn come(fake: &mut Fake, socket: u32, port: u16, speaks: bool) -> ConnId {
     if speaks {
         fake.kernel.peer_write(conn, len);
     }
-    while fake.step(fake.kernel.now + 1_000) {}
     conn
 }
 
@@ -917,6 +923,31 @@ fn silent_clients_make_room_before_those_who_wait_for_a_limit() {
     let served: Vec<_> = fake.kernel.established.drain(..).collect();
     let partners = served.iter().map(|conn| fake.kernel.conn(*conn).partner);
     assert_eq!(partners.collect::<Vec<_>>(), [Some(clients[1]), Some(clients[2])]);
+}
+
+/// Silent clients of one listener have half of the session table at the most. So honest clients of
+/// that listener and of others find places, however many of the flood come in one turn.
+#[test]
+fn a_flood_at_one_listener_leaves_half_of_the_places() {
+    let limits = Limits { sessions: 32, ..LIMITS };
+    let mut fake = Fake::new(1, limits, Faults::default());
+    fake.apply(delaying_table());
+    fake.kernel.set_endpoint(SocketAddr::new(setup::HOME, 54), EndpointMode::Accepts);
+    for port in 1..=40 {
+        come(&mut fake, 1, port, false);
+    }
+    assert_eq!(closed_ports(&fake, CloseReason::CrowdedOut), (1..=24).collect::<Vec<_>>());
+    let honest = connect(&mut fake, 0, 100, false);
+    for port in 41..=53 {
+        connect(&mut fake, 1, port, false);
+    }
+    connect(&mut fake, 1, 101, true);
+    while fake.step(fake.kernel.now + 1_000) {}
+    assert_eq!(closed_ports(&fake, CloseReason::SessionLimit), [0; 0], "there were 16 places");
+    fake.kernel.peer_write(honest, fake.kernel.conn(honest).proxied.header);
+    while fake.step(fake.kernel.now + 1_000) {}
+    assert_eq!(fake.kernel.established.drain(..).count(), 2, "the honest ones are served");
+    assert_eq!(closed(&fake).count(), 24 + 14);
 }
 
 /// A source that is silent with all sessions that it may have, and more, keeps no other out, nor

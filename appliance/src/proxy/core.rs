@@ -45,6 +45,8 @@ pub struct Core {
     /// TLS handshakes that have begun in this turn. `None`: a client that said its ClientHello has
     /// found no place at the listener, and looks again.
     pub handshakes: Vec<(ListenerId, Option<Token>)>,
+    /// Sessions whose PROXY header was read in this turn, and that must say more.
+    pub named: Vec<Token>,
     pub counters: Arc<Counters>,
     pub timers: Wheel,
     pub marks: Marks,
@@ -107,6 +109,7 @@ impl Core {
             waiting: Waiting::default(),
             delays: Delays::default(),
             handshakes: Vec::new(),
+            named: Vec::new(),
             counters,
             timers: Wheel::new(limits.sessions),
             marks: Marks::new(),

@@ -284,6 +284,9 @@ impl Proxy {
             requests.step(&mut Held { core, sessions, flows });
         }
         self.flows.expire(&mut self.core);
+        if !self.core.named.is_empty() {
+            self.undecided.add_named(&mut self.core, &mut self.sessions);
+        }
         if !self.core.handshakes.is_empty() {
             self.undecided.make_room_at_listeners(&mut self.core, &mut self.sessions);
         }
@@ -485,7 +488,8 @@ impl Proxy {
         if let Some(session) = self.sessions.at_mut(slot) {
             session.begin(core, token, first, listener);
             if session.is_undecided() {
-                self.undecided.add(&mut self.sessions, token);
+                self.undecided.add(core, &mut self.sessions, (id, token));
+                // Behind a PROXY header, the source is known with the header.
                 if core.sources.is_some() && !first.header {
                     let of = (id, client, token);
                     self.undecided.add_of_source(core, &mut self.sessions, of);

@@ -3,6 +3,7 @@
 //! makes room, so that clients who are slow on purpose keep nobody out:
 //!
 //! - when the session table is nearly full, or the process has nearly `limits.total_sessions`;
+//! - among those of a listening socket, when they have half of the session table;
 //! - among the handshakes of a listener, when it has nearly `max_sessions` or `limit.sessions`;
 //! - among those of a source, when they are more than the sessions that the source may have.
 //!
@@ -31,6 +32,15 @@ const RESERVE: u32 = 8;
 /// of it, the shorter: an eighth of the time for half, none for nothing.
 const PATIENCE: u64 = 5_000_000;
 
+/// No listening socket has more of a worker's session table for such sessions, so that a flood at
+/// one listener leaves places for those of all others, and for itself: what comes in one turn finds
+/// only the places that are free before, because who makes room is gone in the next.
+const SHARE_OF_SOCKET: u32 = 2;
+
+/// Sessions that wait no more are left out of a socket's line once so large a part of its share has
+/// come. Until then they count.
+const LEFT_OUT_LATE: usize = 16;
+
 /// The same for handshakes at a listener. A listener has few places, compared with a worker, and
 /// its clients have said their ClientHello already.
 const RESERVE_OF_LISTENER: u32 = 4;
@@ -42,10 +52,22 @@ const MOST_OF_SOURCE: u32 = 1_024;
 #[derive(Debug, Default)]
 pub struct Undecided {
     all: Line,
+    /// By `SocketId`.
+    by_socket: Vec<OfSocket>,
+    /// No more than so many are in the lines of sockets.
+    in_sockets: usize,
     /// Handshakes at listeners that limit their sessions. The sessions have places already.
     by_listener: BTreeMap<ListenerId, Line>,
     /// Of sources that may have so many sessions.
     by_source: BTreeMap<(SocketId, IpAddr), Line>,
+}
+
+/// The line of a listening socket.
+#[derive(Debug, Default)]
+struct OfSocket {
+    line: Line,
+    /// Those that came since sessions that wait no more were left out.
+    came: usize,
 }
 
 /// The oldest first. Sessions that wait no more are left out later.
@@ -53,8 +75,30 @@ pub struct Undecided {
 struct Line(VecDeque<Token>);
 
 impl Undecided {
-    pub fn add(&mut self, sessions: &mut Slab<Session>, token: Token) {
+    /// Takes in a session of a listening socket. If such sessions of the socket have more than
+    /// their share of the session table, closes the one that has waited longest.
+    pub fn add(
+        &mut self,
+        core: &mut Core,
+        sessions: &mut Slab<Session>,
+        (id, token): (SocketId, Token),
+    ) {
         self.all.add(sessions, token);
+        if self.in_sockets >= 2 * (sessions.len() as usize + 32) {
+            self.in_sockets = self.by_socket.iter_mut().map(|of| of.forget(sessions)).sum();
+        }
+        if self.by_socket.len() <= id.index() {
+            self.by_socket.resize_with(id.index() + 1, OfSocket::default);
+        }
+        self.in_sockets += 1;
+        let most = (sessions.limit() / SHARE_OF_SOCKET).max(1) as usize;
+        let of = &mut self.by_socket[id.index()];
+        of.line.0.push_back(token);
+        of.came += 1;
+        if of.line.0.len() > most && of.came > most / LEFT_OUT_LATE {
+            of.forget(sessions);
+        }
+        of.line.shrink(core, sessions, most);
     }
 
     /// Closes the session that has waited longest, if there is hardly room for more and the session
@@ -65,7 +109,8 @@ impl Undecided {
         if let Some(total) = &core.tables.current().total {
             (most, room) = (most.min(total.sessions), room.min(total.room()));
         }
-        if let Some(patience) = patience(room, (most / RESERVE).max(1), PATIENCE) {
+        let reserve = (most / RESERVE).max(1);
+        if let Some(patience) = patience(room, reserve, PATIENCE) {
             let has_closed = self.all.close_first(core, sessions, patience);
             if !has_closed {
                 close_last_delayed(core, sessions, patience);
@@ -91,7 +136,19 @@ impl Undecided {
         if line.0.len() > most {
             line.forget(sessions);
         }
-        while line.0.len() > most && line.close_first(core, sessions, 0) {}
+        line.shrink(core, sessions, most);
+    }
+
+    /// Takes in the sources that PROXY headers have named in this turn.
+    pub fn add_named(&mut self, core: &mut Core, sessions: &mut Slab<Session>) {
+        let mut named = std::mem::take(&mut core.named);
+        for token in named.drain(..) {
+            if let Some(session) = waits(sessions, token) {
+                let of = (session.socket, session.client, token);
+                self.add_of_source(core, sessions, of);
+            }
+        }
+        core.named = named;
     }
 
     /// Closes handshakes that have waited longest at listeners with hardly a place left, and have
@@ -122,6 +179,15 @@ impl Undecided {
     }
 }
 
+impl OfSocket {
+    /// Leaves out all sessions that wait no more. Returns how many are left.
+    fn forget(&mut self, sessions: &mut Slab<Session>) -> usize {
+        self.line.forget(sessions);
+        self.came = 0;
+        self.line.0.len()
+    }
+}
+
 impl Line {
     fn add(&mut self, sessions: &mut Slab<Session>, token: Token) {
         // Behind one client that waits, there may be any number that wait no more.
@@ -135,6 +201,17 @@ impl Line {
     fn forget(&mut self, sessions: &mut Slab<Session>) -> bool {
         self.0.retain(|token| waits(sessions, *token).is_some());
         !self.0.is_empty()
+    }
+
+    /// Closes those that have waited longest, until no more than `most` are left.
+    fn shrink(&mut self, core: &mut Core, sessions: &mut Slab<Session>, most: usize) {
+        while self.0.len() > most
+            && let Some(token) = self.0.pop_front()
+        {
+            if let Some(session) = waits(sessions, token) {
+                session.finish(core, CloseReason::CrowdedOut, true);
+            }
+        }
     }
 
     /// Closes the session that has waited longest, if it has waited for so many microseconds.

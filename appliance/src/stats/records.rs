@@ -304,11 +304,12 @@ words! {
         CrowdedOut = "crowded_out":
             "The client had not said where to go (ClientHello, PROXY header, handshake), and made \
              room for a new one. (1) The worker's session table, or `limits.total_sessions`, was \
-             nearly full, and this client had waited longest. (2) The listener had nearly all its \
-             sessions, and this handshake had taken longest. (3) The client's source had more such \
-             clients than it may have sessions. With `over = \"delay\"`: (4) as (1), but nobody \
-             had been silent for long, and this client came last of those who waited for their \
-             listener's limit.",
+             nearly full, and this client had waited longest. (2) Such clients of this address had \
+             half of the worker's session table, and this client had waited longest of them. (3) \
+             The listener had nearly all its sessions, and this handshake had taken longest. (4) \
+             The client's source had more such clients than it may have sessions. With `over = \
+             \"delay\"`: (5) as (1), but nobody had been silent for long, and this client came \
+             last of those who waited for their listener's limit.",
         SourceLimit = "source_limit":
             "The client's source has as many sessions as it may have, or opens them too fast \
              (`limit_source`).",

@@ -31,10 +31,14 @@ pub fn connect(from: Ipv4Addr, to: SocketAddr) -> io::Result<TcpStream> {
 
 /// Opens connections that send the first bytes of a ClientHello, and nothing more.
 pub fn slow_hellos(to: SocketAddr, count: u32, held: &Mutex<Vec<TcpStream>>) -> u64 {
-    let hello = client_hello(Some("honest.test"));
+    slow(to, count, &client_hello(Some("honest.test"))[..20], held)
+}
+
+/// Opens connections that send these bytes, and nothing more.
+pub fn slow(to: SocketAddr, count: u32, bytes: &[u8], held: &Mutex<Vec<TcpStream>>) -> u64 {
     for nth in 0..count {
         let Ok(mut stream) = connect(source(nth % 10_000), to) else { continue };
-        if stream.write_all(&hello[..20]).is_ok() {
+        if stream.write_all(bytes).is_ok() {
             held.lock().expect("whole").push(stream);
         }
     }

@@ -16,7 +16,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
-use floods::{connect, connects, datagrams, garbage, offender, slow_hellos, source};
+use floods::{connect, connects, datagrams, garbage, offender, slow, slow_hellos, source};
 use honest::{Asked, SOURCE, Served, ask_until};
 use ringway_tests::pki::Pki;
 use ringway_tests::real::config::{backend, listener, route};
@@ -29,6 +29,8 @@ use ringway_tests::real::{
 const MEMORY: u64 = 512;
 const SLOW: u32 = 15_000;
 const SOURCES: u32 = 10_000;
+/// So many sessions of honest clients may just be ending.
+const HONEST_AT_ONCE: u64 = 100;
 /// Sessions of one source, of all of the crowded listener, and flows of the flooded one.
 const OF_SOURCE: u64 = 50;
 const CROWD: u64 = 1_500;
@@ -137,6 +139,7 @@ impl World {
         eprintln!("seconds with each flood: {}", self.span.as_secs());
         self.alone = self.measure("alone", |_| 0);
         self.slow_hellos();
+        self.slow_proxies();
         self.connections();
         self.crowd();
         self.datagrams();
@@ -219,6 +222,20 @@ impl World {
         let counts = reasons.map(|reason| self.refused(reason));
         eprintln!("{reasons:?}: {counts:?}");
         assert!(counts[0] > 0, "nobody made room");
+    }
+
+    /// The same at a listener whose clients owe a PROXY header.
+    fn slow_proxies(&self) {
+        let held = Mutex::new(Vec::new());
+        let before = self.refused("crowded_out");
+        self.measure("15,000 slow PROXY headers", |_| slow(self.proxied, SLOW, b"PROXY ", &held));
+        let crowded_out = self.refused("crowded_out") - before;
+        eprintln!("{crowded_out} made room, {} found no place", self.refused("session_limit"));
+        assert!(crowded_out > 0, "nobody made room");
+        drop(held);
+        wait_until("all have left", || {
+            self.sum("ringway_session_slots_used", &[]) <= HONEST_AT_ONCE
+        });
     }
 
     /// Sources that come once are let in, and one that comes all the time is not.

@@ -112,6 +112,9 @@ impl Session {
         if self.peeks().is_some() {
             self.peek(core);
         }
+        if core.sources.is_some() && self.is_undecided() {
+            core.named.push(self.token);
+        }
         self.arm(core);
     }
 
