@@ -236,7 +236,7 @@ fn lists(api: &mut Api) {
     let page = api.ask("GET", ("/sessions", sorted), None);
     assert!(page["matched"].is_u64(), "{page}");
     api.ask("POST", ("/access-log/reopen", "/access-log/reopen"), None);
-    api.ask("POST", ("/reload", "/reload"), None);
+    api.ask("POST", ("/reload", "/reload?confirm=true"), None);
 }
 
 /// One event of the stream.

@@ -249,6 +249,52 @@ fn half_a_file_takes_no_listener_away() {
     assert_eq!(exchange(first, b"still").expect("an echo"), b"still");
 }
 
+/// Cut off in the middle, where what is left is a whole configuration.
+#[test]
+fn a_file_that_has_lost_most_listeners_must_be_confirmed() {
+    let server = Server::tcp(echo);
+    let addresses: Vec<_> = (0..5).map(|_| free_address()).collect();
+    let config = |n: usize| {
+        let listeners = addresses[..n].iter().enumerate().map(|(nth, address)| {
+            listener(&format!("l{nth}"), "TCP", *address, "backends = [\"main\"]")
+        });
+        backend("main", [server.address], "") + &listeners.collect::<String>()
+    };
+    let gateway = Launch::default().socket().start(&config(5));
+    let serves = |n: usize| {
+        for (nth, address) in addresses.iter().enumerate() {
+            match nth < n {
+                true => assert_eq!(exchange(*address, b"still").expect("an echo"), b"still"),
+                false => wait_until("it is gone", || TcpStream::connect(*address).is_err()),
+            }
+        }
+    };
+    let failures = || gateway.metrics().value("ringway_reload_failures_total", &[]);
+    gateway.write(&config(2));
+    wait_until("the watch has seen it", || failures() > 0);
+    assert!(gateway.stderr().contains("only 2 are left of 5"), "{}", gateway.stderr());
+    serves(5);
+    let before = failures();
+    gateway.signal(Signal::SIGHUP);
+    wait_until("SIGHUP is refused too", || failures() > before);
+    let refused = gateway.verb(&["reload"]);
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(1), "{said}");
+    assert!(said.contains("`ringway reload --confirm` puts the file in force"), "{said}");
+    serves(5);
+    let confirmed = gateway.verb(&["reload", "--confirm"]);
+    assert!(confirmed.status.success(), "{confirmed:?}");
+    serves(2);
+    // Half of them may go, and all only with a word.
+    gateway.reload(&config(1));
+    serves(1);
+    gateway.write(&config(0));
+    assert_eq!(gateway.verb(&["reload"]).status.code(), Some(1));
+    serves(1);
+    assert!(gateway.verb(&["reload", "--confirm"]).status.success());
+    serves(0);
+}
+
 #[test]
 fn bad_file_keeps_the_old_table() {
     let server = Server::tcp(echo);

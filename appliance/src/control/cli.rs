@@ -245,8 +245,8 @@ struct FileArgs {
     /// Only SIGHUP reloads: files are not watched.
     #[arg(long, conflicts_with = "kubernetes")]
     no_watch: bool,
-    /// A reload may take all listeners away. Without: a file that has none left is refused, as it
-    /// is most likely one that was cut off.
+    /// A reload may take away all listeners, or more than half of at least 4. Without: such a file
+    /// is refused, as it may have been cut off, unless `ringway reload --confirm` asks for it.
     #[arg(long, conflicts_with = "kubernetes")]
     allow_empty: bool,
 }

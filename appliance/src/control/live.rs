@@ -59,7 +59,7 @@ impl Live {
                 _ = answer.send(Err(why));
                 return;
             }
-            Call::Reload { answer } => {
+            Call::Reload { answer, .. } => {
                 _ = answer.send(Err(Refusal::Busy("reloads are not the workers' affair")));
                 return;
             }

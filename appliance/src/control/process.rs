@@ -91,7 +91,7 @@ pub enum Origin {
         source: Source,
         /// False: only SIGHUP reloads.
         watch: bool,
-        /// A reload may take all listeners away.
+        /// A reload may take all listeners away, or most.
         allow_empty: bool,
     },
     /// The cluster gives listeners, routes and backends. `base` gives the rest, from a file if

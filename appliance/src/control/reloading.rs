@@ -47,7 +47,7 @@ impl Control {
         &mut self,
         looking: &mut Looking,
         changes: &Option<Watch>,
-        answer: Option<Answer>,
+        (wish, answer): (Wish, Option<Answer>),
     ) -> Result<(), Refusal> {
         if matches!(self.phase, Phase::Running) {
             systemd::tell_of_reload();
@@ -71,7 +71,7 @@ impl Control {
             return Err(refusal);
         }
         looking.asked.extend(answer);
-        self.look(looking, Wish::Reload);
+        self.look(looking, wish);
         Ok(())
     }
 

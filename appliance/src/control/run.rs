@@ -170,14 +170,16 @@ impl Control {
                 found = looking.found() => self.found(found, &mut looking, &mut changes),
                 Some(()) = signals.hangup.recv() => {
                     self.log.reopen();
-                    if let Err(Refusal::Busy(why)) = self.reload(&mut looking, &changes, None) {
+                    let asked = (Wish::Reload, None);
+                    if let Err(Refusal::Busy(why)) = self.reload(&mut looking, &changes, asked) {
                         tracing::info!("{why}");
                     }
                 }
                 _ = daily.tick() => self.warn_of_certificates(),
                 Some(call) = self.live.next() => match call {
-                    Call::Reload { answer } => {
-                        _ = self.reload(&mut looking, &changes, Some(answer));
+                    Call::Reload { confirmed, answer } => {
+                        let wish = if confirmed { Wish::Confirmed } else { Wish::Reload };
+                        _ = self.reload(&mut looking, &changes, (wish, Some(answer)));
                     }
                     call => self.serve(call),
                 },

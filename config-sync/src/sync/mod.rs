@@ -53,7 +53,7 @@ pub struct ConfigSync {
     in_force: Option<Arc<InForce>>,
     /// The first configuration in force. Some of its keys hold until the process ends.
     started_with: Option<Config>,
-    /// A reload may take all listeners away.
+    /// A reload may take all listeners away, or most.
     allow_empty: bool,
     /// When to try again a reload that was refused for a reason that may pass.
     again: Backoff,
@@ -131,8 +131,8 @@ impl ConfigSync {
         }
     }
 
-    /// Allows a reload to take all listeners away. Otherwise such a reload is refused, because the
-    /// file may have been cut off.
+    /// Allows each reload to take away all listeners, or most. Otherwise such a reload is refused,
+    /// because the file may have been cut off, unless the wish is [`Wish::Confirmed`].
     pub fn allow_empty(&mut self) {
         self.allow_empty = true;
     }

@@ -26,7 +26,12 @@ pub enum Wish {
     Refresh,
     /// An operator has asked for a reload.
     Reload,
+    /// An operator has asked for a reload that may take away most listeners.
+    Confirmed,
 }
+
+/// With fewer listeners, a reload may take away more than half of them, but not all.
+const FEW: usize = 4;
 
 /// A job: read, check and compile the files.
 #[derive(Debug)]
@@ -35,6 +40,7 @@ pub struct Reading {
     pub(crate) source: Source,
     pub(crate) names: Arc<Names>,
     pub(crate) resolved: Arc<Resolved>,
+    /// A reload may take away most listeners.
     pub(crate) allow_empty: bool,
     /// The number of listeners in force.
     pub(crate) listeners: usize,
@@ -118,10 +124,12 @@ impl Reading {
         let began = Instant::now();
         let Parsed { config, shown, warnings, .. } =
             self.source.config(text).map_err(Refused::for_good)?;
-        if config.listeners.is_empty() && self.listeners > 0 && !self.allow_empty {
+        let may_lose = self.allow_empty || self.wish == Wish::Confirmed;
+        if let Some(left) = lost(self.listeners, config.listeners.len()).filter(|_| !may_lose) {
             return Err(Refused::for_good(format!(
-                "{}: listeners: none is left of {}, so the file may have been cut off; to serve \
-                 no listener on purpose, start with `ringway run --allow-empty`",
+                "{}: listeners: {left} of {}, so the file may have been cut off; if that is meant, \
+                 `ringway reload --confirm` puts the file in force, and `ringway run \
+                 --allow-empty` always does",
                 self.source.name(),
                 self.listeners
             )));
@@ -143,5 +151,27 @@ impl Reading {
             Refused { why: problems.to_string(), may_pass }
         })?;
         Ok(Compiled { config, shown, warnings, names, whole, answers, took: began.elapsed() })
+    }
+}
+
+/// What is left of so many listeners, if that is so little that the file may have been cut off.
+fn lost(before: usize, now: usize) -> Option<String> {
+    match now {
+        0 if before > 0 => Some("none is left".to_owned()),
+        _ if before >= FEW && 2 * now < before => Some(format!("only {now} are left")),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_without_most_listeners_may_have_been_cut_off() {
+        let lost = |before, now| lost(before, now).is_some();
+        assert!(!lost(0, 0) && lost(1, 0) && lost(3, 0));
+        assert!(!lost(3, 1) && lost(4, 1) && !lost(4, 2) && !lost(4, 9));
+        assert!(lost(5, 2) && !lost(5, 3) && !lost(6, 3));
     }
 }

@@ -26,8 +26,8 @@ pub enum Call {
     Worker { asked: Box<Asked>, answer: oneshot::Sender<Result<Answer, Refusal>> },
     /// Start the next process, which takes over. `None`: the program that runs.
     Upgrade { binary: Option<PathBuf>, answer: oneshot::Sender<Result<Upgraded, Refusal>> },
-    /// Read the configuration's files again.
-    Reload { answer: oneshot::Sender<Result<Reloaded, Refusal>> },
+    /// Read the configuration's files again. `confirmed`: also if most listeners are gone.
+    Reload { confirmed: bool, answer: oneshot::Sender<Result<Reloaded, Refusal>> },
     /// Work on the configuration in force. It sends its own answer, and takes milliseconds at most.
     Sync(Box<dyn FnOnce(&mut ConfigSync) + Send>),
 }
@@ -200,9 +200,10 @@ impl Caller {
     }
 
     /// Has the configuration's files read again, and waits until they are in force or refused.
-    pub async fn reload(&self) -> Result<Reloaded, Refusal> {
+    /// `confirmed`: also if most listeners are gone.
+    pub async fn reload(&self, confirmed: bool) -> Result<Reloaded, Refusal> {
         let (answer, answered) = oneshot::channel();
-        self.0.send(Call::Reload { answer }).await.map_err(|_| GONE)?;
+        self.0.send(Call::Reload { confirmed, answer }).await.map_err(|_| GONE)?;
         answered.await.unwrap_or(Err(GONE))
     }
 

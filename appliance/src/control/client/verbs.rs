@@ -129,6 +129,9 @@ pub enum Verb {
     /// As SIGHUP, but it waits. The exit code is 1 if the configuration is refused; then the one in
     /// force stays, and the faults are printed.
     Reload {
+        /// Also if most listeners are gone, as in a file that was cut off.
+        #[arg(long)]
+        confirm: bool,
         #[command(flatten)]
         output: Output,
     },
@@ -303,8 +306,9 @@ impl Verb {
                     Question { method: Method::POST, ..Question::get("access-log/reopen") };
                 output.show(&question, |_| "the next line goes to the new file\n".to_owned()).await
             }
-            Self::Reload { output } => {
-                let question = Question { method: Method::POST, ..Question::get("reload") };
+            Self::Reload { confirm, output } => {
+                let query = confirm.then(|| ("confirm", "true".to_owned())).into_iter().collect();
+                let question = Question { method: Method::POST, query, ..Question::get("reload") };
                 output.show(&question, reloaded).await
             }
             Self::Upgrade { binary, output } => {

@@ -1,8 +1,11 @@
 //! Reads the configuration's files again, and says what became of them.
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, State};
 use axum::http::{HeaderMap, Method};
+use schemars::JsonSchema;
+use serde::Deserialize;
 
 use crate::control::admin::api::document::Operation;
 use crate::control::admin::api::{Api, Fault};
@@ -16,11 +19,26 @@ pub fn operations() -> Vec<Operation> {
             reload,
             "Reads the configuration again, and answers when it is in force or refused",
         )
+        .query::<Asked>()
         .answers::<Reloaded>(),
     ]
 }
 
-async fn reload(State(api): State<Api>, headers: HeaderMap) -> Result<Json<Reloaded>, Fault> {
+#[derive(JsonSchema, Deserialize)]
+#[schemars(rename = "ReloadAsked")]
+#[serde(deny_unknown_fields)]
+struct Asked {
+    /// Put the configuration in force also if most listeners are gone.
+    #[serde(default)]
+    confirm: bool,
+}
+
+async fn reload(
+    State(api): State<Api>,
+    headers: HeaderMap,
+    query: Result<Query<Asked>, QueryRejection>,
+) -> Result<Json<Reloaded>, Fault> {
     api.may_change(&headers).await?;
-    Ok(Json(api.caller.reload().await?))
+    let Query(Asked { confirm }) = query?;
+    Ok(Json(api.caller.reload(confirm).await?))
 }
