@@ -74,6 +74,16 @@ fn root_becomes_another_user_that_may_bind_low_ports_and_nothing_more() {
     gateway.reload(&second);
     assert_eq!(exchange(low(82), b"again").expect("an echo"), b"again");
     assert_eq!(gateway.asks(&["status"])["ready"], true);
+    // What root could do is refused: a folder is root's alone.
+    let folder = Folder::new();
+    fs::set_permissions(folder.file(""), fs::Permissions::from_mode(0o700)).expect("its mode");
+    let socket = folder.file("socket").display().to_string();
+    let third = "[[listeners]]\nname = \"third\"\nprotocol = \"TCP\"\nbackends = [\"main\"]\n";
+    gateway.write(&(second + third + &format!("address = \"unix:{socket}\"\n")));
+    let refused = gateway.verb(&["reload"]);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && said.contains("ermission denied"), "{said}");
+    assert_eq!(fs::read_dir(folder.file("")).expect("root's folder").count(), 0);
     assert!(gateway.metrics().value("process_open_fds", &[]) > 0);
 }
 
@@ -115,6 +125,13 @@ fn the_process_holds_itself_and_so_does_the_next_one() {
             assert_eq!(held[name], 1, "{name}");
         }
     }
+    // No other process sees whether Landlock holds a thread. Each process says so, once the kernel
+    // has taken the rules, or that the kernel has none.
+    let said = gateway.stderr();
+    let lines = || said.lines().filter(|line| line.contains("system calls are filtered, "));
+    let held = ["no file is written", "the kernel has no Landlock"];
+    let held = lines().filter(|line| held.iter().any(|words| line.contains(words)));
+    assert_eq!((held.count(), lines().count()), (3, 3), "{said}");
 }
 
 #[test]
