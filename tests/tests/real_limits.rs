@@ -428,3 +428,28 @@ fn new_work_is_refused_while_the_memory_is_nearly_used_up() {
     assert!(said.contains("overload: ") && said.contains("the overload is over"), "{said}");
     gateway.stop();
 }
+
+/// Near the limit of a table, a gateway tells load balancers, and goes on serving.
+#[test]
+fn a_gateway_is_not_ready_while_a_limit_is_nearly_reached() {
+    let server = Server::tcp(echo);
+    let address = free_address();
+    let config = "limits = { sessions = 20, readiness_percent = 80 }\n".to_owned()
+        + &forward("TCP", address, [server.address], "");
+    let gateway = Launch::default().one_worker().start(&config);
+    let is_ready = || gateway.get("/readyz").is_some_and(|(status, _)| status == 200);
+    let mut held: Vec<_> = (0..15).map(|_| served(address).expect("a place")).collect();
+    std::thread::sleep(Duration::from_millis(1_500));
+    assert!(is_ready(), "15 of 20 are below 80 per cent");
+    held.push(served(address).expect("a place"));
+    wait_until("the gateway is not ready", || !is_ready());
+    held.push(served(address).expect("nothing is refused"));
+    held.truncate(15);
+    std::thread::sleep(Duration::from_millis(1_500));
+    assert!(!is_ready(), "75 per cent are not 5 per cent less");
+    held.truncate(14);
+    wait_until("the gateway is ready again", is_ready);
+    let said = gateway.stderr();
+    assert!(said.contains("not ready: 16 of 20 are in use of the limit sessions"), "{said}");
+    assert!(said.contains("ready again: no limit is nearly reached"), "{said}");
+}

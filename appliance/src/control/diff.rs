@@ -134,8 +134,12 @@ const FIXED: [&str; 11] = [
 ];
 
 /// Keys of those tables that a reload changes.
-const REREAD: [&str; 3] =
-    ["limits.total_sessions", "limits.memory_percent", "limits.memory_readiness"];
+const REREAD: [&str; 4] = [
+    "limits.total_sessions",
+    "limits.memory_percent",
+    "limits.memory_readiness",
+    "limits.readiness_percent",
+];
 
 pub fn diff(running: &Running, candidate: &Value) -> Diff {
     let (old, new) = (&running.config, candidate);

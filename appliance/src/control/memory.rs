@@ -9,6 +9,8 @@ use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::str;
 
+use tokio::time::Instant;
+
 /// The cgroups of the process, from its own up to the root. Each may have a limit.
 #[derive(Debug, Default)]
 pub struct Memory {
@@ -31,6 +33,22 @@ pub struct Reading {
     /// Bytes, without what the kernel can take back: files that can be read again, and caches.
     pub used: u64,
     pub most: u64,
+}
+
+/// When the memory and the other limits were last looked at.
+#[derive(Debug)]
+pub struct Looks {
+    pub memory: Instant,
+    pub limits: Instant,
+    /// A limit of the process is nearly reached.
+    pub is_near: bool,
+}
+
+impl Looks {
+    pub fn new() -> Self {
+        let now = Instant::now();
+        Self { memory: now, limits: now, is_near: false }
+    }
 }
 
 /// So many per cent less must be in use before new work is accepted again.

@@ -53,7 +53,7 @@ use crate::control::fast_path;
 use crate::control::fd_store::FdStore;
 use crate::control::id::Run;
 use crate::control::live::Live;
-use crate::control::memory::Memory;
+use crate::control::memory::{Looks, Memory};
 use crate::control::output::{self, BadConfig, panic_message};
 use crate::control::passed::{self, Passed};
 use crate::control::pid_file::PidFile;
@@ -419,7 +419,7 @@ fn make(
         health_shown: Instant::now(),
         retired: Instant::now(),
         memory: Memory::open(),
-        memory_seen: Instant::now(),
+        looks: Looks::new(),
     })
 }
 

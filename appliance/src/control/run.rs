@@ -32,7 +32,7 @@ use crate::control::fd_store::FdStore;
 use crate::control::line_of::line;
 use crate::control::live::Live;
 use crate::control::looking::Looking;
-use crate::control::memory::Memory;
+use crate::control::memory::{Looks, Memory};
 use crate::control::output::{BadConfig, panic_message};
 use crate::control::pid_file::PidFile;
 use crate::control::pulse::Pulse;
@@ -100,8 +100,7 @@ pub struct Control {
     /// When unused ids were last looked for.
     pub retired: Instant,
     pub memory: Memory,
-    /// When the memory was last looked at.
-    pub memory_seen: Instant,
+    pub looks: Looks,
 }
 
 /// A worker, as the control thread sees the worker.

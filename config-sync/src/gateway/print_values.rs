@@ -39,12 +39,14 @@ pub(super) fn admin(config: &Config) -> Vec<(&'static str, String)> {
     keys
 }
 
-/// The keys of `limits` about memory that are not as by default.
+/// The keys of `limits` about memory and readiness that are not as by default.
 pub(super) fn memory(config: &Config) -> Vec<(&'static str, String)> {
     let percent = (config.memory_percent != MEMORY_PERCENT)
         .then(|| ("memory_percent", config.memory_percent.to_string()));
     let readiness = config.memory_readiness.then(|| ("memory_readiness", "true".to_owned()));
-    percent.into_iter().chain(readiness).collect()
+    let near = (config.readiness_percent > 0)
+        .then(|| ("readiness_percent", config.readiness_percent.to_string()));
+    percent.into_iter().chain(readiness).chain(near).collect()
 }
 
 /// The keys of `dns_guard` that are not as by default.

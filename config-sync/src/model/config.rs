@@ -70,6 +70,9 @@ pub struct Config {
     pub memory_percent: u8,
     /// The process is not ready meanwhile.
     pub memory_readiness: bool,
+    /// When so many per cent of a limit of the process are in use, the process is not ready. 0:
+    /// whatever is in use.
+    pub readiness_percent: u8,
     pub resolver: Resolver,
     pub listeners: Vec<Listener>,
     pub routes: Vec<Route>,

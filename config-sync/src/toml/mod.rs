@@ -254,6 +254,7 @@ fn config<'t>(
         total_sessions: limits.total_sessions,
         memory_percent: limits.memory_percent,
         memory_readiness: limits.memory_readiness,
+        readiness_percent: limits.readiness_percent,
         resolver: resolver(reader, root),
         listeners,
         routes,

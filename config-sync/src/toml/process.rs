@@ -42,6 +42,7 @@ pub(crate) static LIMITS: Section = Section {
         any("total_sessions"),
         any("memory_percent"),
         any("memory_readiness"),
+        any("readiness_percent"),
         any("sessions"),
         any("flows"),
         any("buffers"),
@@ -243,11 +244,12 @@ pub(crate) struct AskedLimits {
     pub(crate) total_sessions: u32,
     pub(crate) memory_percent: u8,
     pub(crate) memory_readiness: bool,
+    pub(crate) readiness_percent: u8,
 }
 
 pub(crate) fn asked_limits<'t>(reader: &mut Reader<'t>, root: &Table<'t>) -> AskedLimits {
     let (mut asked, mut total) = (Limits::default(), 0);
-    let (mut percent, mut readiness) = (MEMORY_PERCENT, false);
+    let (mut percent, mut readiness, mut readiness_percent) = (MEMORY_PERCENT, false, 0);
     if let Some(table) = &reader.table(root, "limits", &LIMITS) {
         asked.sessions = or(reader.get(table, "sessions", integer(0..=MAX_SESSIONS)), 0);
         asked.flows = or(reader.get(table, "flows", integer(0..=MAX_SESSIONS)), 0);
@@ -258,11 +260,13 @@ pub(crate) fn asked_limits<'t>(reader: &mut Reader<'t>, root: &Table<'t>) -> Ask
         total = or(reader.get(table, "total_sessions", integer(0..=MOST_SESSIONS)), 0);
         percent = or(reader.get(table, "memory_percent", integer(0..=100)), MEMORY_PERCENT);
         readiness = or(reader.get(table, "memory_readiness", boolean), false);
+        readiness_percent = or(reader.get(table, "readiness_percent", integer(0..=100)), 0);
     }
     AskedLimits {
         limits: asked,
         total_sessions: total,
         memory_percent: percent,
         memory_readiness: readiness,
+        readiness_percent,
     }
 }

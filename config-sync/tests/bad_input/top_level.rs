@@ -69,6 +69,10 @@ const TOP_LEVEL: &[(&str, &str)] = &[
         "1:25: limits.memory_percent: must be a whole number, 0 to 100",
     ),
     ("limits.memory_readiness = 1", "1:27: limits.memory_readiness: must be true or false"),
+    (
+        "limits.readiness_percent = 101",
+        "1:28: limits.readiness_percent: must be a whole number, 0 to 100",
+    ),
     ("limits.sessions = -1", "1:19: limits.sessions: must be a whole number, 0 to 1048576, not -1"),
     (
         "limits.flows = 1e6",

@@ -212,6 +212,7 @@ fn keys_at_the_top_are_read() {
     let config = parse_for("f", ALL, &machine()).unwrap_or_else(|problems| panic!("{problems}"));
     let memory = (config.memory_percent, config.memory_readiness);
     assert_eq!((config.total_sessions, memory), (5_000, (80, true)));
+    assert_eq!(config.readiness_percent, 90);
     let Cores::List(cores) = &config.cores else { panic!("{:?}", config.cores) };
     assert_eq!(cores.iter().map(|core| core.value).collect::<Vec<_>>(), [0, 1]);
     let other = Machine { cores: vec![0], congestion: Vec::new() };
