@@ -281,6 +281,43 @@ fn echoed(stream: TcpStream, bytes: usize) -> f64 {
     start.elapsed().as_secs_f64()
 }
 
+/// An endpoint whose sessions come too fast is passed over for another one. Where all are, clients
+/// wait in the queue, or are refused.
+#[test]
+fn an_endpoint_gets_so_many_sessions_in_a_second() {
+    let (slow, fast) = (Server::tcp(echo), Server::tcp(echo));
+    let address = free_address();
+    let config = |endpoints: &str, keys: &str| {
+        listener("main", "TCP", address, "backends = [\"b\"]")
+            + &format!("[[backends]]\nname = \"b\"\nendpoints = [{endpoints}]\n{keys}\n")
+    };
+    let limit = "limit = { new_per_second = 1, burst = 4 }";
+    let one = format!("{{ address = \"{}\", {limit} }}", slow.address);
+    let gateway = Gateway::start(&config(&format!("{one}, \"{}\"", fast.address), ""));
+    let start = now();
+    let held: Vec<_> = (0..40).map(|_| served(address).expect("nobody is refused")).collect();
+    let more = start.elapsed().as_secs() + 1;
+    let served_by_slow = slow.served();
+    assert!((4..=4 + more).contains(&served_by_slow), "{served_by_slow} of 40");
+    assert_eq!(fast.served(), 40 - served_by_slow);
+    drop(held);
+    // Now each endpoint has the limit, and there is no other.
+    let two = format!("\"{}\", \"{}\"", slow.address, fast.address);
+    gateway.reload(&config(&two, "endpoint_limit = { new_per_second = 1, burst = 2 }"));
+    let start = now();
+    let served_now = (0..20).filter(|_| served(address).is_some()).count() as u64;
+    let more = 2 * (start.elapsed().as_secs() + 1);
+    assert!((2..=4 + more).contains(&served_now), "{served_now} of 20");
+    let reason = [("reason", "endpoints_full")];
+    let refused = || gateway.metrics().value("ringway_sessions_refused_total", &reason);
+    assert_eq!(refused(), 20 - served_now);
+    let before = refused();
+    let queue = "endpoint_limit = { new_per_second = 2 }\nqueue = 10\nqueue_timeout = \"30s\"";
+    gateway.reload(&config(&two, queue));
+    assert_eq!((0..8).filter(|_| served(address).is_some()).count(), 8, "they wait");
+    assert_eq!(refused(), before);
+}
+
 /// Two sessions of one limit at once, over two workers: the burst, and then the rate. Nothing is
 /// lost, and large pieces are spliced as without a limit.
 #[test]
@@ -290,11 +327,14 @@ fn bytes_of_sessions_wait_for_their_limit() {
     let at = (free_address(), free_address());
     let bytes = format!("bytes_per_second = {RATE} }}");
     let (own, source) = (format!("limit = {{ {bytes}"), format!("limit_source = {{ {bytes}"));
+    let of_endpoint = format!("endpoint_limit = {{ {bytes}");
     let shared = format!("[[shared_limits]]\nname = \"all\"\nbytes_per_second = {RATE}\n");
     for (keys, tail, detail) in [
         (["", "", "", own.as_str()], "", "a backend's limit"),
         (["", "limit = \"all\"", "", ""], shared.as_str(), "a limit of two listeners"),
         (["", source.as_str(), "", ""], "", "a limit of sources for each listener"),
+        (["", "", source.as_str(), ""], "", "a limit of sources for each route"),
+        (["", "", "", of_endpoint.as_str()], "", "an endpoint's limit"),
     ] {
         let gateway = Gateway::start(&(two(at, server.address, keys) + tail));
         let streams = [at.0, at.1].map(|to| served(to).expect("it is let in"));
@@ -356,9 +396,19 @@ fn sessions_that_wait_for_one_limit_of_bytes_share_it() {
 fn datagrams_above_a_limit_of_bytes_are_dropped() {
     let server = Server::udp_echo();
     let address = free_address();
-    for (key, reason) in [("limit", "limit"), ("limit_source", "source_limit")] {
-        let keys = format!("{key} = {{ bytes_per_second = 20_000 }}");
-        let config = forward("UDP", address, [server.address], &keys);
+    for (part, key, reason) in [
+        ("listeners", "limit", "limit"),
+        ("listeners", "limit_source", "source_limit"),
+        ("routes", "limit_source", "source_limit"),
+        ("backends", "endpoint_limit", "limit"),
+    ] {
+        let keys = |of: &str| match of == part {
+            true => format!("{key} = {{ bytes_per_second = 20_000 }}"),
+            false => String::new(),
+        };
+        let config = listener("main", "UDP", address, &keys("listeners"))
+            + &route("main", "main", &[("main", 1)], &keys("routes"))
+            + &backend("main", [server.address], &keys("backends"));
         let gateway = Launch::default().one_worker().start(&config);
         let (client, start) = (udp_from("127.0.0.1", address), now());
         for _ in 0..100 {

@@ -366,7 +366,7 @@ fn those_who_wait_are_served_by_the_backup() {
     let address = |port| SocketAddr::new(setup::HOME, port);
     let setup = Setup { protocol: Protocol::Tcp, ..setup::UDP };
     let line: Arc<_> = Arc::default();
-    let loads: Vec<Load> = (0..2).map(|_| Load { sessions: Arc::default(), most: 2 }).collect();
+    let loads: Vec<Load> = (0..2).map(|_| Load::up_to(2)).collect();
     let table = |generation, endpoint: usize| {
         let mut table = setup.table(address(53), &[address(54), address(55)]);
         let backend = &mut table.backends[0];
@@ -530,7 +530,7 @@ impl Refusing {
             backend.send_proxy = Some(SendProxy { version, unique_id, crc32c });
             backend.connect_attempts = self.attempts;
             if self.most > 0 {
-                let load = |_| Some(Load { sessions: Arc::default(), most: self.most });
+                let load = |_| Some(Load::up_to(self.most));
                 backend.loads = backend.endpoints.iter().map(load).collect();
             }
         }

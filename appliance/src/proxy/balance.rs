@@ -6,6 +6,7 @@
     reason = "hashes are cut and reduced on purpose; the kernel floor is 64-bit"
 )]
 
+use config_sync::table::limit::Limit;
 use config_sync::table::routing::{
     Backend, BackendId, Balance, Endpoint, EndpointId, Route, RouteBalance, RoutingTable,
     WeightedBackend,
@@ -29,6 +30,8 @@ pub struct Balancer {
     sources: u64,
     /// The number of tables so far.
     tables: u64,
+    /// Microseconds since 1970. Set at each entry.
+    pub unix: u64,
 }
 
 /// The maximum number of draws for an endpoint that does not rest.
@@ -43,6 +46,7 @@ impl Balancer {
             random: Random::new(seed),
             sources: 0,
             tables: 0,
+            unix: 0,
         }
     }
 
@@ -202,7 +206,7 @@ impl Balancer {
         let mut others = backend.endpoints.iter().filter(|of| of.weight > 0);
         others.any(|of| {
             let known = &self.endpoints[of.id.index()];
-            !tried.contains(&of.id) && known.rest <= now && !known.is_full()
+            !tried.contains(&of.id) && known.rest <= now && !known.is_full(self.unix)
         })
     }
 
@@ -227,7 +231,7 @@ impl Balancer {
         };
         let mut counts = vec![0u32; backend.endpoints.len()];
         for index in places.iter().map(|index| usize::from(*index)) {
-            let is_full = self.endpoints[backend.endpoints[index].id.index()].is_full();
+            let is_full = self.endpoints[backend.endpoints[index].id.index()].is_full(self.unix);
             counts[index] += u32::from(!is_full);
         }
         let all = f64::from(counts.iter().sum::<u32>());
@@ -250,11 +254,11 @@ impl Balancer {
         if count == 0 {
             return None;
         }
-        let Self { cursors, endpoints: known, random, .. } = self;
+        let Self { cursors, endpoints: known, random, unix, .. } = self;
         let is_free = |index: usize| {
             let id = endpoints[index].id;
             let of = &known[id.index()];
-            of.rest <= now && !of.is_full() && !tried.contains(&id)
+            of.rest <= now && !of.is_full(*unix) && !tried.contains(&id)
         };
         let index_at = |turn: usize| usize::from(turns[turn % count]);
         let free_from = |start: usize| (start..start + count).find(|turn| is_free(index_at(*turn)));
@@ -339,7 +343,12 @@ impl Balancer {
 
     /// Counts a session, unless the endpoint is full.
     fn opened(&mut self, endpoint: EndpointId) -> bool {
-        self.endpoints[endpoint.index()].opened()
+        self.endpoints[endpoint.index()].opened(self.unix)
+    }
+
+    /// What bounds the bytes of an endpoint's sessions and flows.
+    pub fn limit_of_bytes(&self, endpoint: EndpointId) -> Option<&Limit> {
+        self.endpoints.get(endpoint.index())?.limit_of_bytes()
     }
 
     /// Counts a session that another process has given to this endpoint, however many there are.

@@ -1,11 +1,12 @@
 //! The places that one session or flow has within limits that others share: those of the process,
-//! of its listener, its route and its backend.
+//! of its listener, its route, its backend and its endpoint.
 
 use std::net::IpAddr;
 use std::sync::atomic::AtomicU64;
 
 use config_sync::table::limit::{Limit, Over, Place};
 use config_sync::table::rate::Rate;
+use config_sync::table::routing::EndpointId;
 use config_sync::table::source_limit::{OverLimit, SourceLimit, SourcePlace, SourceRecord};
 
 use crate::contract::Side;
@@ -42,10 +43,12 @@ pub enum Scope {
     Listener,
     Route,
     Backend,
+    /// Only of bytes: the balancer counts an endpoint's sessions.
+    Endpoint,
 }
 
 impl Scope {
-    const COUNT: usize = 4;
+    const COUNT: usize = 5;
 
     /// Why a session is refused that is over the limit of this part.
     pub fn refusal(self, over: Over) -> Cause {
@@ -57,6 +60,7 @@ impl Scope {
             (Self::Route, Over::Opening) => "the route's limit.new_per_second",
             (Self::Backend, Over::Sessions) => "the backend's limit.sessions",
             (Self::Backend, Over::Opening) => "the backend's limit.new_per_second",
+            (Self::Endpoint, _) => "the endpoint's limit",
         };
         CloseReason::Limit.because(Detail::from(detail))
     }
@@ -112,6 +116,19 @@ impl Held {
         if !self.has(scope, limit) {
             self.put(scope, limit.map(Limit::arrive));
         }
+    }
+
+    /// The bytes of the session or flow count for this endpoint from now on, and for no other.
+    pub fn count_endpoint(&mut self, core: &Core, endpoint: EndpointId) {
+        let limit = core.balancer.limit_of_bytes(endpoint);
+        if self.is_empty() && limit.is_none() {
+            return;
+        }
+        // What is booked was taken of the limits before.
+        for side in [Side::Client, Side::Endpoint] {
+            self.settle(core, side, 0, false);
+        }
+        self.arrive(Scope::Endpoint, limit);
     }
 
     /// Takes a place within the route's limit for the client's source, in place of an earlier one.

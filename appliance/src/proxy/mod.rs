@@ -402,6 +402,7 @@ impl Proxy {
 
     fn enter(&mut self, now: u64, ops: &mut Vec<(Token, Op)>) {
         self.core.now = now;
+        self.core.balancer.unix = self.core.unix_micros();
         std::mem::swap(ops, &mut self.core.ops);
     }
 

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use config_sync::table::load::{Load, NO_LIMIT};
+use config_sync::table::limit::Limit;
+use config_sync::table::load::Load;
 
 /// The facts about an endpoint that outlive a table.
 #[derive(Clone, Debug, Default)]
@@ -37,9 +38,9 @@ impl OfEndpoint {
         self.rest = now + 1_000 * u64::from(self.rests_for);
     }
 
-    /// Counts a session, unless the endpoint is full.
-    pub fn opened(&mut self) -> bool {
-        if self.shared.as_ref().is_some_and(|load| !load.sessions.try_add(load.most)) {
+    /// Counts a session, unless the endpoint is full. `unix`: microseconds since 1970.
+    pub fn opened(&mut self, unix: u64) -> bool {
+        if self.shared.as_ref().is_some_and(|load| !load.enter(unix)) {
             return false;
         }
         self.active += 1;
@@ -62,11 +63,17 @@ impl OfEndpoint {
     }
 
     pub fn has_limit(&self) -> bool {
-        self.shared.as_ref().is_some_and(|load| load.most != NO_LIMIT)
+        self.shared.as_ref().is_some_and(Load::has_limit)
     }
 
-    pub fn is_full(&self) -> bool {
-        self.shared.as_ref().is_some_and(|load| load.sessions.get() >= load.most)
+    pub fn is_full(&self, unix: u64) -> bool {
+        self.shared.as_ref().is_some_and(|load| load.is_full(unix))
+    }
+
+    /// What bounds the bytes of the endpoint.
+    pub fn limit_of_bytes(&self) -> Option<&Limit> {
+        let limit = self.shared.as_ref()?.limit.as_deref();
+        limit.filter(|limit| limit.bytes.is_some())
     }
 
     pub fn sessions(&self) -> u32 {

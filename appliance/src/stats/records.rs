@@ -287,7 +287,8 @@ words! {
         NoEndpoint = "no_endpoint":
             "The backend whose turn it was has no endpoint (`on_unavailable` of the route).",
         EndpointsFull = "endpoints_full":
-            "Every endpoint of the backend that could be picked has its `max_sessions`.",
+            "Every endpoint of the backend that could be picked has its `max_sessions`, or gets \
+             sessions as fast as its limit allows.",
         QueueTimeout = "queue_timeout":
             "The session waited for a place at an endpoint for `queue_timeout`.",
         ConnectFailed = "connect_failed":
@@ -341,7 +342,8 @@ words! {
             "The listener or route does not admit the client's address (`allow`, `deny`).",
         NoEndpoint = "no_endpoint": "The backend whose turn it was has no endpoint.",
         EndpointsFull = "endpoints_full":
-            "Every endpoint of the backend that could be picked has its `max_sessions`.",
+            "Every endpoint of the backend that could be picked has its `max_sessions`, or gets \
+             flows as fast as its limit allows.",
         SourceLimit = "source_limit":
             "The client's source has as many flows as it may have, or opens them, sends or is sent \
              too fast (`limit_source`).",

@@ -93,15 +93,23 @@ fn names<'c>(names: impl Iterator<Item = &'c At<String>>) -> BTreeSet<&'c str> {
     names.map(|name| name.value.as_str()).collect()
 }
 
+/// Whether an endpoint is full while sessions come too fast.
+fn opens_slowly(backend: &Backend) -> bool {
+    let limits = backend.endpoints.iter().map(|of| &of.limit).chain([&backend.endpoint_limit]);
+    limits.flatten().any(|limit| limit.new_per_second.is_some())
+}
+
 /// Backends that ask for something when an endpoint goes down or is full, although none ever is.
 fn unchecked(config: &Config, found: &mut Vec<Problem>) {
     for backend in &config.backends {
         if let Some(queue) = &backend.queue
             && queue.value > 0
             && backend.endpoints.iter().all(|of| of.max_sessions.is_none())
+            && !opens_slowly(backend)
         {
             found.push(queue.problem(
-                "has no effect, because no endpoint has max_sessions, so none is ever full",
+                "has no effect, because no endpoint has max_sessions or new_per_second, so none \
+                 is ever full",
             ));
         }
         if let Some(on_down) = &backend.when_gone.on_down

@@ -71,6 +71,7 @@ pub(crate) enum LimitKey {
     Listener(String),
     Route(String),
     Backend(String),
+    Endpoint(EndpointId),
     Shared(String),
 }
 

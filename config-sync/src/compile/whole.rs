@@ -5,14 +5,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use crate::compile::names::{Names, too_many};
+use crate::compile::names::{LimitKey, Names, too_many};
 use crate::model::backend::{self, Backend};
 use crate::model::endpoint::{Address, Endpoint, Resolved, Standing};
 use crate::model::gone::WhenGone;
+use crate::model::limit;
 use crate::model::place::Problem;
 use crate::table::address::EndpointAddress;
+use crate::table::limit::Limit;
 use crate::table::load::{Load, NO_LIMIT};
 use crate::table::maglev;
+use crate::table::rate::Rate;
 use crate::table::routing::{self, Absence, Balance, EndpointId, GoneEndpoint, RoutingTable};
 use crate::table::terminator::Originator;
 use crate::table::tier::tier_in_use;
@@ -91,13 +94,15 @@ impl Whole {
                         problems.push(endpoint.address.problem(too_many("endpoints")));
                         continue;
                     };
-                    let Candidate { address, weight, most, member } = target;
+                    let Candidate { address, weight, most, limit, member } = target;
                     let id = EndpointId(id);
                     names.call(id, member.name.as_ref());
                     backend.endpoints.push(routing::Endpoint { id, address, weight });
                     let compares = asked.balance == backend::Balance::LeastConnections;
-                    if compares || most != NO_LIMIT {
-                        pool.loads.insert(id, Load { sessions: names.sessions(id), most });
+                    let limit = limit.or(asked.endpoint_limit.as_ref());
+                    if compares || most != NO_LIMIT || limit.is_some() {
+                        let limit = limit.map(|limit| of_endpoint(limit, id, names));
+                        pool.loads.insert(id, Load { sessions: names.sessions(id), most, limit });
                     }
                     pool.members.push(member);
                 }
@@ -279,28 +284,37 @@ impl Pool {
     }
 }
 
+/// The limit of an endpoint, as workers see it.
+fn of_endpoint(asked: &limit::Limit, id: EndpointId, names: &mut Names) -> Box<Limit> {
+    let opening = asked.new_per_second.map(|rate| (rate, asked.burst.unwrap_or(rate)));
+    let opening = opening.map(|(rate, burst)| Rate::new(rate.into(), burst.into()));
+    let bytes = asked.bytes_per_second.map(|rate| Rate::new(rate, rate));
+    Box::new(Limit { opening, bytes, ..Limit::nothing(names.usage(LimitKey::Endpoint(id))) })
+}
+
 /// An address that an endpoint stands for.
-struct Candidate {
+struct Candidate<'b> {
     address: EndpointAddress,
     weight: u32,
     most: u32,
+    limit: Option<&'b limit::Limit>,
     member: Member,
 }
 
 /// The addresses of a backend's endpoints, each once. The first endpoint that gives an address
 /// counts.
-fn targets<'b>(backend: &'b Backend, resolved: &Resolved) -> Vec<(&'b Endpoint, Candidate)> {
+fn targets<'b>(backend: &'b Backend, resolved: &Resolved) -> Vec<(&'b Endpoint, Candidate<'b>)> {
     let mut seen = BTreeSet::new();
     let mut found = Vec::new();
     for endpoint in &backend.endpoints {
-        let most = endpoint.max_sessions.unwrap_or(NO_LIMIT);
+        let (most, limit) = (endpoint.max_sessions.unwrap_or(NO_LIMIT), endpoint.limit.as_ref());
         let tier = if endpoint.backup { BACKUPS } else { 0 };
         let name = || endpoint.name.as_ref().map(|name| Arc::from(name.value.as_str()));
         match &endpoint.address.value {
             Address::Fixed(address) => {
                 let member = Member { tier, factor: 1, name: name() };
                 let weight = endpoint.weight;
-                let of = Candidate { address: *address, weight, most, member };
+                let of = Candidate { address: *address, weight, most, limit, member };
                 found.push((endpoint, of));
             }
             Address::Name(host) => {
@@ -311,7 +325,7 @@ fn targets<'b>(backend: &'b Backend, resolved: &Resolved) -> Vec<(&'b Endpoint, 
                     let tier = tier + u32::from(target.rank);
                     let weight = endpoint.weight.saturating_mul(factor);
                     let member = Member { tier, factor, name: name() };
-                    (endpoint, Candidate { address, weight, most, member })
+                    (endpoint, Candidate { address, weight, most, limit, member })
                 }));
             }
         }

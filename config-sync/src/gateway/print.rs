@@ -312,6 +312,8 @@ impl Print<'_> {
             self.duration("queue_timeout", true, timeout.value, QUEUE_TIMEOUT);
         }
         self.if_given("limit", backend.limit.as_ref().map(limit));
+        let of_each = backend.endpoint_limit.as_ref();
+        self.if_given("endpoint_limit", of_each.map(ToString::to_string));
         if !backend.source.is_empty() {
             let source = backend.source.iter().map(|source| quoted(&sources(source.value)));
             self.line("source", &list(source));

@@ -110,6 +110,9 @@ pub(super) fn endpoint(endpoint: &Endpoint) -> String {
     if let Some(most) = endpoint.max_sessions {
         keys += &format!(", max_sessions = {most}");
     }
+    if let Some(limit) = &endpoint.limit {
+        keys += &format!(", limit = {limit}");
+    }
     if keys.is_empty() { address } else { format!("{{ address = {address}{keys} }}") }
 }
 

@@ -6,7 +6,7 @@ use crate::model::eject::Eject;
 use crate::model::endpoint::Endpoint;
 use crate::model::gone::WhenGone;
 use crate::model::health_check::HealthCheck;
-use crate::model::limit::LimitOf;
+use crate::model::limit::{Limit, LimitOf};
 use crate::model::listener;
 use crate::model::place::{At, Place};
 use crate::model::time::{MINUTE, SECOND};
@@ -51,6 +51,8 @@ pub struct Backend {
     pub queue_timeout: Option<At<u32>>,
     /// What all sessions or flows of the backend may have together.
     pub limit: Option<LimitOf>,
+    /// What each endpoint may have that has no `limit` of its own.
+    pub endpoint_limit: Option<Limit>,
     /// Whether new sessions go back from backups as soon as another endpoint may be picked again.
     pub failback: bool,
     /// How long an endpoint that is new or has returned gets less than its weight. 0: it has its

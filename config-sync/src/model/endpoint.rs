@@ -5,6 +5,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use crate::model::limit::Limit;
 use crate::model::place::At;
 use crate::table::address::EndpointAddress;
 
@@ -17,6 +18,9 @@ pub struct Endpoint {
     pub backup: bool,
     /// The most sessions and flows over all workers. `None`: no limit.
     pub max_sessions: Option<u32>,
+    /// How fast new sessions and flows, and their bytes, may come. `None`: the backend's
+    /// `endpoint_limit`.
+    pub limit: Option<Limit>,
     /// The name for operators. Unique within the backend.
     pub name: Option<At<String>>,
 }
@@ -26,7 +30,7 @@ pub(crate) const MAX_WEIGHT: u32 = 256;
 impl Endpoint {
     /// An endpoint with the default values of all other keys.
     pub(crate) fn at(address: At<Address>) -> Self {
-        Self { address, weight: 1, backup: false, max_sessions: None, name: None }
+        Self { address, weight: 1, backup: false, max_sessions: None, limit: None, name: None }
     }
 
     /// The IP address and port, if the configuration gives both.

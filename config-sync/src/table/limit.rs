@@ -90,6 +90,11 @@ impl Limit {
         Ok(place)
     }
 
+    /// Takes a new session of the rate alone, which has its place elsewhere.
+    pub fn opens(&self, now: u64) -> bool {
+        self.opening.is_none_or(|rate| rate.take(&self.usage.opening, 1, now * 1_000))
+    }
+
     /// A place for a session that lives already. It may be one too many, and takes nothing of the
     /// rate.
     pub fn arrive(&self) -> Place {

@@ -6,7 +6,7 @@ use crate::machine::Machine;
 use crate::model::backend::{
     Backend, Balance, CONNECT_ATTEMPTS, CONNECT_TIMEOUT, FastPath, LEAST_UPSTREAM_REST, OPTIONS,
 };
-use crate::toml::limit::{Owner, limit};
+use crate::toml::limit::{Owner, endpoint_limit, limit};
 use crate::toml::reader::{On, Reader, Section, Table, any, boolean, integer, key, or, word};
 use crate::toml::socket_options::options;
 use crate::toml::values::{duration, duration_from, interface, name, source};
@@ -23,6 +23,7 @@ pub(crate) static BACKEND: Section = Section {
         key("queue", On::Stream),
         key("queue_timeout", On::Stream),
         any("limit"),
+        any("endpoint_limit"),
         any("source"),
         any("interface"),
         key("upstream_sockets", On::Udp),
@@ -61,6 +62,7 @@ pub(crate) fn backend<'t>(
     let queue = reader.get(table, "queue", integer(0..=MOST_WAIT));
     let queue_timeout = reader.get(table, "queue_timeout", duration_from(LEAST_QUEUE_TIMEOUT));
     let limit = limit(reader, table, Owner::Other);
+    let endpoint_limit = endpoint_limit(reader, table, "endpoint_limit");
     let source = reader.list(table, "source", source).unwrap_or_default();
     let interface = reader.get(table, "interface", interface);
     let sockets = [("connected", false), ("shared", true)];
@@ -86,6 +88,7 @@ pub(crate) fn backend<'t>(
         queue,
         queue_timeout,
         limit,
+        endpoint_limit,
         source,
         interface,
         tls,

@@ -4,12 +4,20 @@ use toml::de::{DeTable, DeValue};
 
 use crate::model::endpoint::{Address, Endpoint, MAX_WEIGHT};
 use crate::model::place::At;
+use crate::toml::limit::endpoint_limit;
 use crate::toml::reader::{Read, Reader, Section, Table, any, boolean, flawless, integer, not, or};
 use crate::toml::values::{endpoint, name};
 
 pub(crate) static ENDPOINT: Section = Section {
     name: "backends.endpoints",
-    keys: &[any("address"), any("name"), any("weight"), any("backup"), any("max_sessions")],
+    keys: &[
+        any("address"),
+        any("name"),
+        any("weight"),
+        any("backup"),
+        any("max_sessions"),
+        any("limit"),
+    ],
 };
 
 enum Given<'t> {
@@ -48,5 +56,6 @@ fn long<'t>(reader: &mut Reader<'t>, table: &Table<'t>) -> Option<Endpoint> {
     let backup = or(reader.get(table, "backup", boolean), false);
     let most = or(reader.get(table, "max_sessions", integer(0..=MOST_SESSIONS)), 0);
     let max_sessions = Some(most).filter(|most| *most > 0);
-    Some(Endpoint { weight, backup, max_sessions, name, ..Endpoint::at(address?) })
+    let limit = endpoint_limit(reader, table, "limit");
+    Some(Endpoint { weight, backup, max_sessions, limit, name, ..Endpoint::at(address?) })
 }

@@ -22,6 +22,12 @@ pub(crate) static LIMIT: Section = Section {
     ],
 };
 
+/// Of an endpoint, or of each endpoint of a backend. Its sessions have a key of their own.
+pub(crate) static ENDPOINT_LIMIT: Section = Section {
+    name: "endpoint_limit",
+    keys: &[any("new_per_second"), any("burst"), any("bytes_per_second")],
+};
+
 pub(crate) static SHARED_LIMIT: Section = Section {
     name: "shared_limits",
     keys: &[
@@ -88,6 +94,22 @@ pub(crate) fn limit<'t>(
     limit.map(|limit| LimitOf::Own(Limit { delays, ..limit }))
 }
 
+/// The limit of an endpoint, or of each endpoint of a backend. `None`: there is no limit.
+pub(crate) fn endpoint_limit<'t>(
+    reader: &mut Reader<'t>,
+    table: &Table<'t>,
+    key: &str,
+) -> Option<Limit> {
+    let given = reader.table(table, key, &ENDPOINT_LIMIT)?;
+    let limit = rates(reader, &given);
+    if limit.is_none() {
+        let message = "limits nothing; give `new_per_second` or `bytes_per_second`; for sessions, \
+                       an endpoint has `max_sessions`";
+        reader.refuse(&given.place, message);
+    }
+    limit
+}
+
 /// Whether new sessions over the limit wait.
 fn delays<'t>(reader: &mut Reader<'t>, given: &Table<'t>, owner: Owner) -> bool {
     let delays = or(reader.get(given, "over", word(&OVER)), false);
@@ -120,9 +142,17 @@ const NOTHING: &str = "limits nothing; give `sessions`, `new_per_second` or `byt
 
 /// `None`: no key limits anything.
 fn keys<'t>(reader: &mut Reader<'t>, given: &Table<'t>) -> Option<Limit> {
+    let sessions = reader.get(given, "sessions", integer(1..=MOST)).map(|given| given.value);
+    let rates = rates(reader, given);
+    let limits = given.has("sessions") || rates.is_some();
+    limits.then(|| Limit { sessions, ..rates.unwrap_or_default() })
+}
+
+/// All keys but `sessions`. `None`: no key limits anything.
+fn rates<'t>(reader: &mut Reader<'t>, given: &Table<'t>) -> Option<Limit> {
     let mut number = |key| reader.get(given, key, integer(1..=MOST)).map(|given| given.value);
     let limit = Limit {
-        sessions: number("sessions"),
+        sessions: None,
         new_per_second: number("new_per_second"),
         burst: number("burst"),
         bytes_per_second: reader
@@ -134,10 +164,7 @@ fn keys<'t>(reader: &mut Reader<'t>, given: &Table<'t>) -> Option<Limit> {
         let message = "has no effect without `new_per_second`";
         reader.get(given, "burst", |_| Err::<(), _>(message.to_owned()));
     }
-    ["sessions", "new_per_second", "bytes_per_second"]
-        .iter()
-        .any(|key| given.has(key))
-        .then_some(limit)
+    ["new_per_second", "bytes_per_second"].iter().any(|key| given.has(key)).then_some(limit)
 }
 
 fn is_name(value: &DeValue<'_>) -> Read<bool> {

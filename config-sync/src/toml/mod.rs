@@ -42,7 +42,7 @@ use crate::toml::eject::EJECT;
 use crate::toml::endpoint::ENDPOINT;
 use crate::toml::files::{merge, shifted};
 use crate::toml::health_check::{HEALTH_CHECK, STEP};
-use crate::toml::limit::{LIMIT, SHARED_LIMIT, shared_limit};
+use crate::toml::limit::{ENDPOINT_LIMIT, LIMIT, SHARED_LIMIT, shared_limit};
 use crate::toml::listener::{LISTENER, listener, protocol};
 use crate::toml::process::{
     ACCESS_LOG, ADMIN, LIMITS, WORKERS, access_log, admin, asked_limits, cores, user,
@@ -132,6 +132,7 @@ pub const SCHEMA: &[&Section] = &[
     &ACCEPT_PROXY,
     &LIMIT_SOURCE,
     &LIMIT,
+    &ENDPOINT_LIMIT,
     &DNS_GUARD,
     &TLS,
     &TLS_CERTIFICATE,

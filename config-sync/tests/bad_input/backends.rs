@@ -67,6 +67,8 @@ const BACKEND: &[(&str, &str)] = &[
     ("close_after = \"soon\"", "\"soon\" is no duration; a duration is a number and ms"),
     ("tls = 1", "must be a table, not a whole number"),
     ("weight = 1", "unknown key"),
+    ("endpoint_limit = \"all\"", "must be a table, not a string"),
+    ("endpoint_limit = {}", "limits nothing; give `new_per_second` or `bytes_per_second`"),
 ];
 
 #[test]
@@ -235,4 +237,26 @@ fn faults_of_tls_to_endpoints() {
     assert_eq!((asked.alpn.as_deref(), asked.pins.as_slice()), (Some(&[][..]), &[[0; 32]][..]));
     let made = table.backends[0].tls.as_ref().expect("TLS");
     assert_eq!(made.offer(Some(b"h2")), Vec::<Vec<u8>>::new());
+}
+
+#[test]
+fn faults_of_the_limit_of_an_endpoint() {
+    let with = |keys: &str| {
+        let table = format!("{{ address = \"10.0.0.1:80\", limit = {{ {keys} }} }}");
+        GOOD.replace("endpoints = [\"10.0.0.1:80\"]", &format!("endpoints = [{table}]"))
+    };
+    assert!(load(&with("new_per_second = 5, burst = 9, bytes_per_second = 1000")).is_ok());
+    for (keys, field, message) in [
+        ("", "", "limits nothing; give `new_per_second` or `bytes_per_second`; for sessions, an"),
+        ("new_per_second = 0", ".new_per_second", "must be a whole number, 1 to 1000000"),
+        ("bytes_per_second = 1000, burst = 2", ".burst", "has no effect without `new_per_second`"),
+        ("new_per_second = 1, over = \"delay\"", ".over", "unknown key"),
+        ("new_per_second = 1, sessions = 5", ".sessions", "unknown key"),
+    ] {
+        let text = with(keys);
+        let problems = load(&text).expect_err(&text);
+        let [problem] = &*problems.0 else { panic!("{text}{problems}") };
+        assert_eq!(problem.field, format!("backends[0].endpoints[0].limit{field}"));
+        assert!(problem.message.starts_with(message), "{problem}");
+    }
 }

@@ -147,6 +147,9 @@ fn wrong_types_are_refused_for_every_key_so_none_is_ignored() {
                 "limit_source" => {
                     ("[[listeners]]\nlimit_source.", "listeners[0].limit_source.".to_owned())
                 }
+                "endpoint_limit" => {
+                    ("[[backends]]\nendpoint_limit.", "backends[0].endpoint_limit.".to_owned())
+                }
                 "limit" => ("[[listeners]]\nlimit.", "listeners[0].limit.".to_owned()),
                 "shared_limits" => ("[[shared_limits]]\n", "shared_limits[0].".to_owned()),
                 "listeners.dns_guard" => {

@@ -139,6 +139,13 @@ fn limits_reach_the_table(table: &RoutingTable) {
     let of_route = table.routes[0].limit_source.as_deref().expect("a limit");
     assert_eq!((of_route.sessions, of_route.prefix_v4), (7, 28));
     assert!(table.sources.is_some() && of_route.key != table.listeners[0].id.0);
+    let web = table.backends.iter().find(|of| &*of.name == "web").expect("a backend");
+    let loads = web.loads.iter().flatten().filter_map(|load| load.limit.as_deref());
+    let rates: Vec<_> = loads.map(|limit| (limit.opening, limit.bytes)).collect();
+    let own = (Some(Rate::new(5, 9)), None);
+    let each = (None, Some(Rate::new(2_000_000, 2_000_000)));
+    assert_eq!(rates.iter().filter(|rate| **rate == each).count(), 2);
+    assert!(rates.contains(&own) || rates.len() == 2, "the backup has its own: {rates:?}");
     let of_listener = table.listeners[0].limit.as_deref().expect("a limit");
     let mut backends = table.backends.iter().filter_map(|of| of.limit.as_deref());
     let of_backend = backends.next().expect("one has a limit");

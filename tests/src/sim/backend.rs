@@ -3,7 +3,9 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use config_sync::table::limit::Limit;
 use config_sync::table::load::{Load, NO_LIMIT};
+use config_sync::table::rate::Rate;
 use config_sync::table::routing::{
     Absence, Backend, BackendId, Balance, Endpoint, EndpointId, GoneEndpoint, Queue, SendProxy,
     SocketOptions, Sources,
@@ -12,6 +14,7 @@ use config_sync::table::tier::tier_in_use;
 use config_sync::table::turns::turns;
 
 use crate::sim::endpoints::{POOL, some_endpoints};
+use crate::sim::limit::some_bytes;
 use crate::sim::proxied::some_send_proxy;
 use crate::sim::rng::Rng;
 
@@ -125,6 +128,7 @@ impl ModelBackend {
         let endpoints = self.choose();
         let load = |load: &Load| Load {
             most: if self.limited { load.most } else { NO_LIMIT },
+            limit: load.limit.clone().filter(|_| self.limited),
             ..load.clone()
         };
         let loads = endpoints.iter().map(|of| Some(load(&self.loads[(of.id.0 % POOL) as usize])));
@@ -174,7 +178,11 @@ fn some_backups(rng: &mut Rng) -> Vec<bool> {
 }
 
 fn some_load(rng: &mut Rng) -> Load {
-    Load { sessions: Arc::default(), most: rng.scale(1, 30) as u32 }
+    let opening = rng.per_mille(300).then(|| Rate::new(rng.scale(1, 10_000), rng.scale(1, 50)));
+    let nothing = Limit::nothing(Arc::default());
+    let limit = Limit { opening, bytes: some_bytes(rng), ..nothing };
+    let limit = rng.per_mille(300).then(|| Box::new(limit));
+    Load { limit, ..Load::up_to(rng.scale(1, 30) as u32) }
 }
 
 fn some_queue(rng: &mut Rng) -> Queue {

@@ -105,6 +105,7 @@ pub fn choose(
     let table = running.table;
     let mut balancer = Balancer::new(0);
     balancer.prepare(table);
+    balancer.unix = running.now;
     let mut shown: BTreeMap<&str, Vec<&Shown>> = BTreeMap::new();
     for endpoint in running.endpoints {
         shown.entry(&endpoint.backend).or_default().push(endpoint);

@@ -1,6 +1,8 @@
 use std::sync::Arc;
 
+use config_sync::table::limit::Limit;
 use config_sync::table::load::{Load, NO_LIMIT};
+use config_sync::table::rate::Rate;
 use config_sync::table::routing::{
     OnUnavailable, RouteId, SocketOptions, Sources, WeightedBackend,
 };
@@ -67,7 +69,7 @@ fn backend(balance: Balance, endpoints: u32) -> Backend {
 const REST: u64 = 10_000_000;
 
 fn load(most: u32) -> Load {
-    Load { sessions: Arc::default(), most }
+    Load::up_to(most)
 }
 
 fn balancer(routes: Vec<Route>, backends: Vec<Backend>) -> (Balancer, RoutingTable) {
@@ -285,6 +287,31 @@ fn a_full_endpoint_is_passed_over() {
         assert!(!balancer.were_full(backend, &[EndpointId(0), EndpointId(2)]));
         assert_eq!(open(&mut balancer), Some(0));
     }
+}
+
+#[test]
+fn an_endpoint_whose_sessions_come_too_fast_is_passed_over() {
+    let mut limited = backend(Balance::RoundRobin, 2);
+    let opening = Some(Rate::new(2, 3));
+    let limit = Limit { opening, ..Limit::nothing(Arc::default()) };
+    limited.loads[0].as_mut().unwrap().limit = Some(Box::new(limit));
+    let (mut balancer, table) = balancer(vec![], vec![limited]);
+    let backend = &table.backends[0];
+    balancer.unix = 1_700_000_000_000_000;
+    let open = |balancer: &mut Balancer, tried: &[EndpointId]| {
+        balancer.session_endpoint(backend, client(1), tried, 0).map(|endpoint| endpoint.id.0)
+    };
+    let first: Vec<_> = (0..10).filter_map(|_| open(&mut balancer, &[])).collect();
+    assert_eq!(first.iter().filter(|id| **id == 0).count(), 3, "{first:?}");
+    assert_eq!(first.len(), 10, "the other one has the rest");
+    assert_eq!(open(&mut balancer, &[EndpointId(1)]), None);
+    assert!(balancer.were_full(backend, &[EndpointId(1)]));
+    // A refusal costs nothing.
+    balancer.unix += 500_000;
+    assert_eq!(open(&mut balancer, &[EndpointId(1)]), Some(0));
+    assert_eq!(open(&mut balancer, &[EndpointId(1)]), None);
+    let load = table.backends[0].loads[0].as_ref().unwrap();
+    assert_eq!(load.sessions.get(), 4);
 }
 
 #[test]

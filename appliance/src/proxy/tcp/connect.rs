@@ -92,6 +92,7 @@ impl Session {
         })?;
         self.endpoint = Some(endpoint.id);
         self.counted = true;
+        self.held.count_endpoint(core, endpoint.id);
         let address = endpoint.address.for_client_of(self.local.port());
         let address = address.ok_or(CloseReason::NoEndpoint)?;
         match &backend.tls {

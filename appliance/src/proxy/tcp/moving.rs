@@ -211,6 +211,9 @@ impl Session {
         held.arrive(Scope::Backend, backend.and_then(|of| of.limit.as_deref()));
         let of_source = route.and_then(|of| of.limit_source.as_deref());
         held.arrive_source(of_source, self.client.ip(), core.unix_micros());
+        if let Some(endpoint) = self.endpoint {
+            held.count_endpoint(core, endpoint);
+        }
     }
 
     /// Another process goes on with the session. Nobody is told here, and no line is logged: the

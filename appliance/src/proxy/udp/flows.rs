@@ -482,6 +482,7 @@ impl Flows {
         entered.inspect_err(|_| core.balancer.closed(choice.endpoint))?;
         let upstream = self.upstream_for(core, &choice);
         flow.upstream = upstream.inspect_err(|_| core.balancer.closed(choice.endpoint))?;
+        flow.held.count_endpoint(core, choice.endpoint);
         flow.introduce(core, choice.send_proxy);
         if choice.fast_path {
             flow.promotion = self.promotion_of(core, flow);

@@ -191,6 +191,7 @@ impl Flows {
             core.counters.route(choice.route).opened.add(1);
         }
         (flow.route, flow.backend, flow.endpoint) = (choice.route, choice.backend, choice.endpoint);
+        flow.held.count_endpoint(core, choice.endpoint);
         flow.introduce(core, choice.send_proxy);
         // Another process knows the old socket.
         flow.whose = Whose::Ours;

@@ -513,6 +513,7 @@ fn count_in(core: &mut Core, flow: &mut Flow) {
     held.arrive(Scope::Route, route.and_then(|of| of.limit.as_deref()));
     held.arrive(Scope::Backend, backend.and_then(|of| of.limit.as_deref()));
     held.arrive_source(route.and_then(|of| of.limit_source.as_deref()), client, now);
+    held.count_endpoint(core, flow.endpoint);
     let limit = listener.and_then(|of| of.limit_source.as_ref());
     flow.source = limit.and_then(|of| of.arrive(client, now));
 }

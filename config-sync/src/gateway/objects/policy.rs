@@ -209,6 +209,24 @@ pub struct LimitSettings {
     pub bytes_per_second: Option<i64>,
 }
 
+/// The same as the table of the TOML file. It gives newPerSecond or bytesPerSecond.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct EndpointLimitSettings {
+    /// New sessions or flows in a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub new_per_second: Option<i64>,
+    /// New sessions or flows at once, after a time without any. Without it newPerSecond.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub burst: Option<i64>,
+    /// Bytes in a second, each way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1_000, max = 10_000_000_000_i64))]
+    pub bytes_per_second: Option<i64>,
+}
+
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ListenerLimitSettings {
@@ -280,6 +298,10 @@ pub struct BackendSettings {
     /// What all sessions or flows of the backend may have together, over all workers of a gateway.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<LimitSettings>,
+    /// How fast new sessions and flows of each endpoint, and their bytes, may come, over all
+    /// workers of a gateway.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint_limit: Option<EndpointLimitSettings>,
     /// Weights and limits of endpoints, and which endpoints are backups. For each endpoint the
     /// first entry counts that fits.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -490,6 +490,7 @@ impl<'o> Pool<'o> {
                 .filter(|_| udp && !shared && !transparent && values.send_proxy.is_none())
                 .map(|asked| at(asked, &name)),
             limit: values.limit.clone().map(LimitOf::Own),
+            endpoint_limit: values.endpoint_limit.clone(),
             send_proxy: values.send_proxy.map(|asked| at(spoken(asked, udp), &name)),
             transparent: transparent.then(|| at(true, &name)),
             health_check: values

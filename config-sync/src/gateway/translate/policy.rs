@@ -501,6 +501,11 @@ fn read_backend(
         queue: number("queue", given.queue, 0..=MOST_WAIT)?,
         queue_timeout: text("queueTimeout", given.queue_timeout.as_ref(), queue_timeout)?,
         limit: given.limit.as_ref().map(tables::read_limit).transpose()?,
+        endpoint_limit: given
+            .endpoint_limit
+            .as_ref()
+            .map(tables::read_endpoint_limit)
+            .transpose()?,
         endpoints: given.endpoints.as_deref().map(read_endpoints).transpose()?,
         health_check: check.map(|check| checks::read(check, namespace, index)).transpose()?,
         eject: given.eject.as_ref().map(tables::read_eject).transpose()?,

@@ -7,8 +7,8 @@ use serde::Serialize;
 use toml::de::DeTable;
 
 use crate::gateway::objects::policy::{
-    DnsGuardSettings, EjectSettings, HealthCheckSettings, LimitSettings, ListenerLimitSettings,
-    SourceLimitSettings,
+    DnsGuardSettings, EjectSettings, EndpointLimitSettings, HealthCheckSettings, LimitSettings,
+    ListenerLimitSettings, SourceLimitSettings,
 };
 use crate::model::eject::Eject;
 use crate::model::health_check::HealthCheck;
@@ -17,14 +17,21 @@ use crate::model::place::At;
 use crate::model::source_limit::SourceLimit;
 use crate::table::routing::DnsGuard;
 use crate::toml::dns_guard::dns_guard;
-use crate::toml::limit::{Owner, limit};
+use crate::toml::limit::{Owner, endpoint_limit, limit};
 use crate::toml::reader::{Reader, Section, Table, any};
 use crate::toml::source_limit::limit_source;
 use crate::toml::{eject, health_check};
 
 static TABLES: Section = Section {
     name: "",
-    keys: &[any("health_check"), any("eject"), any("limit_source"), any("limit"), any("dns_guard")],
+    keys: &[
+        any("health_check"),
+        any("eject"),
+        any("limit_source"),
+        any("limit"),
+        any("endpoint_limit"),
+        any("dns_guard"),
+    ],
 };
 
 /// The backends are not known here, so whether they have TLS that verifies certificates is not
@@ -76,6 +83,13 @@ fn read_limit_of(given: &impl Serialize, owner: Owner) -> Result<Limit, String> 
     read("limit", given, |reader, table| match limit(reader, table, owner)? {
         LimitOf::Own(value) => Some(At { value, place: table.place.clone() }),
         LimitOf::Shared(_) => None,
+    })
+}
+
+pub(super) fn read_endpoint_limit(given: &EndpointLimitSettings) -> Result<Limit, String> {
+    read("endpoint_limit", given, |reader, table| {
+        let value = endpoint_limit(reader, table, "endpoint_limit")?;
+        Some(At { value, place: table.place.clone() })
     })
 }
 

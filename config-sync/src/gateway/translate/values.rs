@@ -83,6 +83,7 @@ pub(super) struct BackendValues {
     pub(super) queue: Option<u32>,
     pub(super) queue_timeout: Option<u32>,
     pub(super) limit: Option<Limit>,
+    pub(super) endpoint_limit: Option<Limit>,
     pub(super) endpoints: Option<Vec<EndpointRule>>,
     pub(super) health_check: Option<Check>,
     pub(super) eject: Option<Eject>,
@@ -201,6 +202,7 @@ impl BackendValues {
         fill(&mut self.queue, &under.queue);
         fill(&mut self.queue_timeout, &under.queue_timeout);
         fill(&mut self.limit, &under.limit);
+        fill(&mut self.endpoint_limit, &under.endpoint_limit);
         fill(&mut self.endpoints, &under.endpoints);
         fill(&mut self.health_check, &under.health_check);
         fill(&mut self.eject, &under.eject);

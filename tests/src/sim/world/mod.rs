@@ -269,6 +269,8 @@ impl World {
         self.check.at_the_end(&self.kernel, &self.counters);
         for load in self.model.backends.iter().flat_map(|backend| &backend.loads) {
             assert_eq!(load.sessions.get(), 0, "sessions of an endpoint after the end");
+            let held = load.limit.as_ref().map_or(0, |limit| limit.usage.sessions.get());
+            assert_eq!(held, 0, "places within an endpoint's limit after the end");
         }
         assert_eq!(self.model.sources.sessions(), 0, "sessions of sources after the end");
         self.model.shared.check_empty();
