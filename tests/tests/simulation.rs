@@ -14,7 +14,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use config_sync::table::address::Bind;
-use config_sync::table::load::Load;
+use config_sync::table::limit::Load;
 use config_sync::table::routing::{
     Absence, AcceptProxy, Backend, BackendId, Drain, Endpoint, EndpointId, GoneEndpoint, Hosts,
     Limits, Listener, ListenerId, OnRefusal, OnUnavailable, Protocol, ProxyVersion, Queue, Route,

@@ -65,6 +65,8 @@ fn top(rng: &mut Rng) -> String {
     format!("{total}[[shared_limits]]\nname = \"all\"\nsessions = 1\n")
 }
 
+const OF_SOURCE: &str = "limit_source = { sessions = 2, new_per_second = 1, burst = 2 }\n";
+
 fn listeners(rng: &mut Rng) -> String {
     let mut text = String::new();
     // The records of sources are some megabytes, so few configurations have them.
@@ -90,9 +92,7 @@ fn listeners(rng: &mut Rng) -> String {
             if protocol == "TLS" && one_in(rng, 3) {
                 text += &certificates(rng);
             }
-            if limits && one_in(rng, 2) {
-                text += "limit_source = { sessions = 2, new_per_second = 1, burst = 2 }\n";
-            }
+            text += if limits && one_in(rng, 2) { OF_SOURCE } else { "" };
             text += if one_in(rng, 16) { "limit = \"all\"\n" } else { "" };
             if protocol != "TLS" && one_in(rng, 8) {
                 text += "accept_proxy = { from = [\"10.8.0.0/16\"], only = true }\n";
@@ -127,12 +127,9 @@ fn listeners(rng: &mut Rng) -> String {
                 format!("{{ name = \"{kind}{backend}\", weight = {weight} }}")
             });
             text += &format!("backends = [{}]\n", shares.collect::<Vec<_>>().join(", "));
-            if one_in(rng, 16) {
-                text += "limit = { sessions = 1, new_per_second = 1 }\n";
-            }
-            if limits && one_in(rng, 2) {
-                text += "limit_source = { sessions = 2, new_per_second = 1, burst = 2 }\n";
-            }
+            let limit = "limit = { sessions = 1, new_per_second = 1 }\n";
+            text += if one_in(rng, 16) { limit } else { "" };
+            text += if limits && one_in(rng, 2) { OF_SOURCE } else { "" };
         }
     }
     text

@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use config_sync::table::limit::Limit;
-use config_sync::table::load::Load;
+use config_sync::table::limit::{Limit, Load};
 
 /// The facts about an endpoint that outlive a table.
 #[derive(Clone, Debug, Default)]

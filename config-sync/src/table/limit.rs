@@ -1,5 +1,5 @@
 //! What all sessions and flows of a part have together, over all workers. A part is a listener, a
-//! route, a backend, or the whole process. Parts may share one limit.
+//! route, a backend, an endpoint, or the whole process. Parts may share one limit.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -35,6 +35,47 @@ pub struct Usage {
     bytes: [AtomicU64; 2],
     /// Sessions and flows that were refused because of this limit.
     refused: AtomicU64,
+}
+
+/// The load of an endpoint.
+#[derive(Clone, Debug)]
+pub struct Load {
+    /// The sessions and flows of all workers: connecting, open, and ending.
+    pub sessions: Arc<SharedCount>,
+    /// The most sessions and flows over all workers; [`NO_LIMIT`].
+    pub most: u32,
+    /// How fast sessions and flows, and their bytes, may come. Sessions are counted above.
+    pub limit: Option<Box<Limit>>,
+}
+
+impl Load {
+    /// Nothing is counted yet, and only the number is limited.
+    pub fn up_to(most: u32) -> Self {
+        Self { sessions: Arc::default(), most, limit: None }
+    }
+
+    /// Counts a session, if there is a place for it now. `now`: microseconds since 1970.
+    pub fn enter(&self, now: u64) -> bool {
+        if !self.sessions.try_add(self.most) {
+            return false;
+        }
+        let is_open = self.limit.as_ref().is_none_or(|limit| limit.opens(now));
+        if !is_open {
+            self.sessions.sub(1);
+        }
+        is_open
+    }
+
+    /// Whether `enter` would find no place.
+    pub fn is_full(&self, now: u64) -> bool {
+        let is_over = |limit: &Limit| limit.over(now).is_some();
+        self.sessions.get() >= self.most || self.limit.as_ref().is_some_and(|of| is_over(of))
+    }
+
+    /// Whether there is a limit for sessions.
+    pub fn has_limit(&self) -> bool {
+        self.most != NO_LIMIT || self.limit.as_ref().is_some_and(|limit| limit.opening.is_some())
+    }
 }
 
 /// A place that a session or flow has within a limit. The place is free once it is dropped.

@@ -1,51 +1,7 @@
 //! Counts that all workers share. Each worker adds and subtracts its own sessions, so a count holds
 //! over all workers.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-
-use super::limit::Limit;
-
-/// The load of an endpoint.
-#[derive(Clone, Debug)]
-pub struct Load {
-    /// The sessions and flows of all workers: connecting, open, and ending.
-    pub sessions: Arc<SharedCount>,
-    /// The most sessions and flows over all workers; [`NO_LIMIT`].
-    pub most: u32,
-    /// How fast sessions and flows, and their bytes, may come. Sessions are counted above.
-    pub limit: Option<Box<Limit>>,
-}
-
-impl Load {
-    /// Nothing is counted yet, and only the number is limited.
-    pub fn up_to(most: u32) -> Self {
-        Self { sessions: Arc::default(), most, limit: None }
-    }
-
-    /// Counts a session, if there is a place for it now. `now`: microseconds since 1970.
-    pub fn enter(&self, now: u64) -> bool {
-        if !self.sessions.try_add(self.most) {
-            return false;
-        }
-        let is_open = self.limit.as_ref().is_none_or(|limit| limit.opens(now));
-        if !is_open {
-            self.sessions.sub(1);
-        }
-        is_open
-    }
-
-    /// Whether `enter` would find no place.
-    pub fn is_full(&self, now: u64) -> bool {
-        let is_over = |limit: &Limit| limit.over(now).is_some();
-        self.sessions.get() >= self.most || self.limit.as_ref().is_some_and(|of| is_over(of))
-    }
-
-    /// Whether there is a limit for sessions.
-    pub fn has_limit(&self) -> bool {
-        self.most != NO_LIMIT || self.limit.as_ref().is_some_and(|limit| limit.opening.is_some())
-    }
-}
 
 pub const NO_LIMIT: u32 = u32::MAX;
 

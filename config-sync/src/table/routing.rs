@@ -12,8 +12,8 @@ use ipnet::IpNet;
 
 use super::address::{Address, Bind, EndpointAddress};
 use super::alpn::ByAlpn;
-use super::limit::Limit;
-use super::load::{Line, Load, Taken};
+use super::limit::{Limit, Load};
+use super::load::{Line, Taken};
 use super::ranges::{Access, ByPrefix};
 use super::source_limit::{SourceLimit, SourceRecords};
 use super::terminator::{Originator, Terminator};

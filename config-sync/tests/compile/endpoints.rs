@@ -8,7 +8,7 @@ use config_sync::compile::whole;
 use config_sync::compile::whole::Whole;
 use config_sync::model::endpoint::{DnsName, Resolved, Standing, Target};
 use config_sync::table::address::EndpointAddress;
-use config_sync::table::load::Load;
+use config_sync::table::limit::Load;
 use config_sync::table::routing::{Absence, Backend, Balance};
 
 use super::{load, machine, port};

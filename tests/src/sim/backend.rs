@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use config_sync::table::limit::Limit;
-use config_sync::table::load::{Load, NO_LIMIT};
+use config_sync::table::limit::{Limit, Load};
+use config_sync::table::load::NO_LIMIT;
 use config_sync::table::rate::Rate;
 use config_sync::table::routing::{
     Absence, Backend, BackendId, Balance, Endpoint, EndpointId, GoneEndpoint, Queue, SendProxy,

@@ -220,10 +220,7 @@ impl Model {
                 }
                 let ids = [0, FIRST_SPECIAL, FIRST_FALLBACK, FIRST_ALPN];
                 let ids = ids.map(|first| first + listener.id.0);
-                table.routes.extend(ids.map(|id| {
-                    let limit_source = of_route(id, listener.route_source.as_deref());
-                    Route { limit_source, ..self.route(id, listener.id, unused) }
-                }));
+                table.routes.extend(ids.map(|id| self.route(id, listener, unused)));
                 table.listeners.push(Listener {
                     id: listener.id,
                     timeouts: listener.timeouts,
@@ -261,9 +258,13 @@ impl Model {
     }
 
     /// A route of a listener, with its limit. `unused`: the position of the first backend.
-    fn route(&self, id: u32, listener: ListenerId, unused: usize) -> Route {
-        let weights = &self.weights[listener.index()];
-        Route { limit: self.shared.of(id + 2), ..route(RouteId(id), weights, unused) }
+    fn route(&self, id: u32, listener: &ModelListener, unused: usize) -> Route {
+        let weights = &self.weights[listener.id.index()];
+        Route {
+            limit_source: of_route(id, listener.route_source.as_deref()),
+            limit: self.shared.of(id + 2),
+            ..route(RouteId(id), weights, unused)
+        }
     }
 
     /// The last table.

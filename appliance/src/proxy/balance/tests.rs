@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
-use config_sync::table::limit::Limit;
-use config_sync::table::load::{Load, NO_LIMIT};
+use config_sync::table::limit::{Limit, Load};
+use config_sync::table::load::NO_LIMIT;
 use config_sync::table::rate::Rate;
 use config_sync::table::routing::{
     OnUnavailable, RouteId, SocketOptions, Sources, WeightedBackend,

@@ -8,6 +8,7 @@
 
 pub(super) mod definitions;
 pub(super) mod inspector;
+pub mod limits;
 pub mod policy;
 pub mod reference;
 mod rules;

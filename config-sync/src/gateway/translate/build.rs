@@ -240,8 +240,7 @@ impl<'o> Build<'_, 'o> {
         let (namespace, name) = key(&route.object.metadata);
         let own = PolicyTarget { kind: route.kind.name(), namespace, name, section: None };
         let values = self.policies.route(own);
-        let is_udp = route.kind == Kind::UdpRoute;
-        let limit_source = values.limit_source.clone().and_then(|of| limit_for(of, is_udp));
+        let fits = |of: &SourceLimit| limit_for(of.clone(), route.kind == Kind::UdpRoute);
         let shapes = shapes.into_iter().enumerate();
         let route = shapes.map(|(nth, ((hostnames, backends), listeners))| {
             let own = config_name(&numbered(&title, nth));
@@ -253,7 +252,7 @@ impl<'o> Build<'_, 'o> {
                 alpn: values.alpn.iter().flatten().map(|name| at(name.clone(), &own)).collect(),
                 sources: Vec::new(),
                 admission: values.admission.of(&own),
-                limit_source: limit_source.clone().map(|limit| at(limit, &own)),
+                limit_source: values.limit_source.as_ref().and_then(fits).map(|of| at(of, &own)),
                 limit: values.limit.clone().map(LimitOf::Own),
                 balance: values.balance.unwrap_or(RouteBalance::RoundRobin),
                 on_unavailable: values.on_unavailable,

@@ -480,9 +480,8 @@ fn read_backend(
     (namespace, index): (&str, &Index<'_>),
 ) -> Result<BackendValues, String> {
     let sockets = word(&[("connected", false), ("shared", true)]);
-    let rest = duration_from(LEAST_UPSTREAM_REST);
-    let queue_timeout = duration_from(LEAST_QUEUE_TIMEOUT);
-    let check = given.health_check.as_ref();
+    let [rest, queue_timeout] = [LEAST_UPSTREAM_REST, LEAST_QUEUE_TIMEOUT].map(duration_from);
+    let (check, limit_of_each) = (given.health_check.as_ref(), given.endpoint_limit.as_ref());
     let mut values = BackendValues {
         balance: text("balance", given.balance.as_ref(), word(&BALANCES))?,
         connect_timeout: text("connectTimeout", given.connect_timeout.as_ref(), duration)?,
@@ -501,11 +500,7 @@ fn read_backend(
         queue: number("queue", given.queue, 0..=MOST_WAIT)?,
         queue_timeout: text("queueTimeout", given.queue_timeout.as_ref(), queue_timeout)?,
         limit: given.limit.as_ref().map(tables::read_limit).transpose()?,
-        endpoint_limit: given
-            .endpoint_limit
-            .as_ref()
-            .map(tables::read_endpoint_limit)
-            .transpose()?,
+        endpoint_limit: limit_of_each.map(tables::read_endpoint_limit).transpose()?,
         endpoints: given.endpoints.as_deref().map(read_endpoints).transpose()?,
         health_check: check.map(|check| checks::read(check, namespace, index)).transpose()?,
         eject: given.eject.as_ref().map(tables::read_eject).transpose()?,

@@ -6,10 +6,10 @@ use std::ops::Range;
 use serde::Serialize;
 use toml::de::DeTable;
 
-use crate::gateway::objects::policy::{
-    DnsGuardSettings, EjectSettings, EndpointLimitSettings, HealthCheckSettings, LimitSettings,
-    ListenerLimitSettings, SourceLimitSettings,
+use crate::gateway::objects::limits::{
+    EndpointLimitSettings, LimitSettings, ListenerLimitSettings, SourceLimitSettings,
 };
+use crate::gateway::objects::policy::{DnsGuardSettings, EjectSettings, HealthCheckSettings};
 use crate::model::eject::Eject;
 use crate::model::health_check::HealthCheck;
 use crate::model::limit::{Limit, LimitOf};

@@ -81,6 +81,16 @@ impl Setup {
         (delays || bytes.is_some()).then(|| Box::new(limit()))
     }
 
+    /// Who is let in by each listener.
+    fn access(&self) -> Option<Arc<Access>> {
+        let home = || "127.0.0.0/8".parse().expect("a prefix");
+        self.denied.then(|| Arc::new(Access::new(None, &[home()])))
+    }
+
+    fn first_route(&self) -> Route {
+        if self.passes_on { passing_route() } else { route(0) }
+    }
+
     pub fn table(&self, address: SocketAddr, endpoints: &[SocketAddr]) -> RoutingTable {
         let names: &[_] = match self.protocol {
             Protocol::Tls => &[Some("a.test"), Some("*.b.test")],
@@ -95,8 +105,7 @@ impl Setup {
         for (index, name) in names.iter().enumerate() {
             by_name.insert(*name, index);
         }
-        let home = || "127.0.0.0/8".parse().expect("a prefix");
-        let access = self.denied.then(|| Arc::new(Access::new(None, &[home()])));
+        let access = self.access();
         let sources = Arc::new(SourceRecords::new(RECORDS, 1));
         let limit_source = of_sources(0, self.source_sessions, &sources);
         let of_route = of_sources(1, self.route_source_sessions, &sources);
@@ -117,7 +126,6 @@ impl Setup {
         };
         let all = backend::plain_endpoints(endpoints);
         let (own, others) = all.split_at(if self.passes_on { 1 } else { all.len() });
-        let first = if self.passes_on { passing_route() } else { route(0) };
         let fallback = self.falls_back.then_some(Fallback { listener: 0, route: 0 });
         RoutingTable {
             generation: 1,
@@ -139,7 +147,7 @@ impl Setup {
                 listeners: by_name,
             }],
             listeners: (0..names.len()).map(listener).collect(),
-            routes: vec![Route { limit_source: of_route, ..first }, route(1)],
+            routes: vec![Route { limit_source: of_route, ..self.first_route() }, route(1)],
             backends: vec![
                 Backend {
                     source: self.source.into_iter().collect(),
