@@ -8,6 +8,7 @@ mod cgroup;
 mod clients;
 pub mod config;
 mod gateway;
+mod imposter;
 mod mariadb;
 mod namespace;
 mod nsd;
@@ -21,6 +22,7 @@ pub use clients::{
     limited, program, udp_client, udp_from, was_reset,
 };
 pub use gateway::{Gateway, Launch, LogLine, Metrics, run_verb};
+pub use imposter::Imposter;
 pub use mariadb::MariaDb;
 pub use namespace::Namespace;
 pub use nsd::Nsd;

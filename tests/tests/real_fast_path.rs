@@ -1,15 +1,18 @@
 //! UDP flows that the kernel forwards: a client, the gateway and servers, each in a network
 //! namespace of its own. Needs root, Linux 6.6, and rights to BPF.
 
-use std::net::{SocketAddr, UdpSocket};
+use std::io::{ErrorKind, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use ringway_tests::real::config::{backend, listener, route};
 use ringway_tests::real::{
-    Folder, Gateway, Launch, Metrics, Namespace, Server, binary, free_port, in_own_network,
-    program, wait_until,
+    Folder, Gateway, Imposter, Launch, Metrics, Namespace, Server, SetWhenDropped, binary, connect,
+    free_address, free_port, in_own_network, now, program, wait_until,
 };
 
 const FORWARDING: &str =
@@ -48,7 +51,7 @@ impl World {
             socket
         });
         socket.set_read_timeout(Some(Duration::from_secs(2))).expect("a timeout");
-        Player { socket, number: 0, up: 0, down: 0 }
+        Player { socket, number: 0, all_whole: false, up: 0, down: 0 }
     }
 }
 
@@ -56,6 +59,8 @@ impl World {
 struct Player {
     socket: UdpSocket,
     number: usize,
+    /// Each of its moves fits a packet.
+    all_whole: bool,
     up: u64,
     down: u64,
 }
@@ -64,15 +69,16 @@ impl Player {
     /// Makes so many moves. Returns the marks of the servers that answered, each once in a row.
     fn play(&mut self, moves: usize) -> Vec<u8> {
         let mut marks = Vec::new();
+        let own = usize::from(self.address().port());
         for _ in 0..moves {
             self.number += 1;
             // Some do not fit a packet, and the sockets put their fragments together.
             let len = match self.number % 50 {
-                49 => 3_000,
+                49 if !self.all_whole => 3_000,
                 _ => self.number * 37 % 1_300,
             };
             let sent: Vec<u8> =
-                (0..len).map(|at| (at * 7 + self.number).to_le_bytes()[0]).collect();
+                (0..len).map(|at| (at * 7 + self.number + own).to_le_bytes()[0]).collect();
             let mut bytes = [0; 4_096];
             let got = self.ask(&sent, &mut bytes);
             let got = got.unwrap_or_else(|| panic!("no answer to move {}", self.number));
@@ -81,6 +87,23 @@ impl Player {
         }
         marks.dedup();
         marks
+    }
+
+    /// Makes a move each 5 ms. `longest`: microseconds that an answer took.
+    fn play_until(&mut self, over: &AtomicBool, longest: &AtomicU64) {
+        self.all_whole = true;
+        self.socket.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout");
+        while !over.load(Ordering::SeqCst) {
+            let began = now();
+            self.play(1);
+            let waited = u64::try_from(began.elapsed().as_micros()).expect("some seconds");
+            longest.fetch_max(waited, Ordering::SeqCst);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.socket.local_addr().expect("a bound socket")
     }
 
     fn ask(&mut self, sent: &[u8], bytes: &mut [u8]) -> Option<usize> {
@@ -109,6 +132,13 @@ fn carried(gateway: &Gateway) -> u64 {
 
 fn flows(gateway: &Gateway) -> u64 {
     gateway.metrics().series("ringway_fast_path_flows").iter().sum()
+}
+
+/// Datagrams that workers have forwarded, both ways.
+fn by_workers(metrics: &Metrics) -> u64 {
+    let received = |side| metrics.value("ringway_datagrams_received_total", &[("side", side)]);
+    let carried = metrics.value("ringway_fast_path_datagrams_total", &[]);
+    (received("client") + received("endpoint")).saturating_sub(carried)
 }
 
 /// The addresses of the gateway, and of two servers, for each IP version.
@@ -223,6 +253,140 @@ fn a_killed_gateway_leaves_no_program() {
         let mut player = world.player(at);
         assert_eq!(player.play(200), [0]);
         assert_eq!((promotions(&gateway.metrics()), flows(&gateway)), (1, 1));
+    });
+}
+
+const PLAYERS: u64 = 20;
+
+/// Fewer datagrams of a flow than those, both ways, after which a worker promotes a new flow.
+const FEW: u64 = 16;
+
+/// Players that move all the time, and the gateway between them and their server.
+struct Playing<'a> {
+    gateway: &'a Gateway,
+    longest: &'a AtomicU64,
+}
+
+impl Playing<'_> {
+    /// The kernel forwards all flows of a process that has begun with them.
+    fn is_in_the_kernel(&self, step: &str) {
+        wait_until("the kernel forwards all flows", || flows(self.gateway) == PLAYERS);
+        let metrics = self.gateway.metrics();
+        assert_eq!(promotions(&metrics), PLAYERS, "{step}");
+        self.says(step, by_workers(&metrics));
+    }
+
+    fn says(&self, step: &str, by_workers: u64) {
+        let longest = self.longest.swap(0, Ordering::SeqCst);
+        eprintln!("{step}: {by_workers} datagrams by workers, longest wait {longest} us");
+        assert!(by_workers < PLAYERS * FEW, "{step}: {by_workers} datagrams by workers");
+    }
+
+    fn is_upgraded(&self, step: &str) {
+        self.longest.store(0, Ordering::SeqCst);
+        self.gateway.asks(&["upgrade"]);
+        wait_until("the process before has ended", || self.gateway.line().len() == 1);
+        self.is_in_the_kernel(step);
+    }
+
+    /// The new process dies when it has all but the last word.
+    fn is_upgraded_in_vain(&self) {
+        let before = self.gateway.metrics();
+        self.longest.store(0, Ordering::SeqCst);
+        let (new, _listening) = Imposter::is_ready(self.gateway);
+        let adopted = new.adopts_all();
+        assert_eq!(adopted.len() as u64, PLAYERS);
+        drop((new, adopted));
+        let wanted = promotions(&before) + PLAYERS;
+        wait_until("the kernel forwards all again", || {
+            promotions(&self.gateway.metrics()) == wanted
+        });
+        let after = self.gateway.metrics();
+        self.says("a failed upgrade", by_workers(&after) - by_workers(&before));
+    }
+
+    /// After an upgrade the process before is killed, which a session that cannot move has kept.
+    fn loses_the_process_before(&self, tcp: SocketAddr) {
+        let stuck = fill(tcp);
+        let before = self.gateway.line()[0];
+        self.longest.store(0, Ordering::SeqCst);
+        self.gateway.asks(&["upgrade"]);
+        self.is_in_the_kernel("an upgrade that leaves a session");
+        assert_eq!(self.gateway.line().len(), 2, "the session does not move");
+        let before = Pid::from_raw(i32::try_from(before).expect("a process id"));
+        kill(before, Signal::SIGKILL).expect("it lives");
+        wait_until("its end", || self.gateway.line().len() == 1);
+        let counted = carried(self.gateway);
+        wait_until("the kernel goes on", || carried(self.gateway) > counted + 20 * PLAYERS);
+        self.is_in_the_kernel("the process before was killed");
+        drop(stuck);
+    }
+}
+
+/// A session whose endpoint reads nothing. It holds bytes.
+fn fill(address: SocketAddr) -> TcpStream {
+    let mut stream = connect(address);
+    stream.set_nonblocking(true).expect("a flag");
+    let mut full = 0;
+    while full < 50 {
+        match stream.write(&[0; 65_536]) {
+            Ok(_) => full = 0,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                full += 1;
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+    stream
+}
+
+/// Flows that the kernel forwards go through upgrades, failed ones too, and the kernel forwards
+/// them again at once. Nobody gets another's answer, none is lost, and the one line of each flow
+/// has the bytes that all processes have carried.
+#[test]
+fn promoted_flows_go_through_upgrades() {
+    in_own_network(|| {
+        let world = World::new();
+        let (at, servers) = places()[0];
+        let _server = world.server(servers[0], 0);
+        let deaf = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let endpoint = deaf.local_addr().expect("a bound socket");
+        let tcp = free_address();
+        let udp = config("main", at, servers[0], "required");
+        let gateway = Launch::default().socket().start(
+            &("drain_timeout = \"300s\"\n".to_owned()
+                + &udp.replace("\"UDP\"", "\"UDP\"\nflow_timeout = \"3s\"")
+                + &listener("tcp", "TCP", tcp, &format!("endpoints = [\"{endpoint}\"]\n"))),
+        );
+        let mut players: Vec<_> = (0..PLAYERS).map(|_| world.player(at)).collect();
+        let (over, longest) = (AtomicBool::new(false), AtomicU64::new(0));
+        std::thread::scope(|scope| {
+            let _over = SetWhenDropped(&over);
+            for player in &mut players {
+                let (over, longest) = (&over, &longest);
+                scope.spawn(move || player.play_until(over, longest));
+            }
+            wait_until("the kernel forwards all flows", || flows(&gateway) == PLAYERS);
+            let playing = Playing { gateway: &gateway, longest: &longest };
+            playing.is_upgraded("the first upgrade");
+            playing.is_upgraded("the second upgrade");
+            playing.is_upgraded_in_vain();
+            playing.is_upgraded("an upgrade after one that failed");
+            playing.loses_the_process_before(tcp);
+        });
+        let stderr = gateway.stderr();
+        stderr.lines().filter(|line| line.contains("waited")).for_each(|line| eprintln!("{line}"));
+        let lines = gateway.closes(players.len());
+        assert_eq!(lines.len(), players.len(), "{lines:?}");
+        for player in players {
+            let client = player.address().to_string();
+            let line = lines.iter().find(|line| line.text("client") == Some(&client));
+            let line = line.expect("the flow's line");
+            assert_eq!(line.text("reason"), Some("flow_timeout"), "{line:?}");
+            let logged = (line.number("bytes_up"), line.number("bytes_down"));
+            assert_eq!(logged, (player.up, player.down), "{line:?}");
+        }
     });
 }
 

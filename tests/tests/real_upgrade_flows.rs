@@ -4,20 +4,15 @@
 
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, UdpSocket};
-use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use config_sync::table::address::UnixPath;
-use ringway::ring::listen::unix;
-use ringway::ring::sys::pass;
-use ringway::wire::hand_over::{Figures, Flow, MOST_BYTES, Message, read, write};
+use ringway::wire::hand_over::Message;
 use ringway_tests::real::config::{backend, listener, route};
 use ringway_tests::real::{
-    Gateway, Launch, Player, Server, SetWhenDropped, free_address, now, play, udp_client,
+    Gateway, Imposter, Launch, Player, Server, SetWhenDropped, free_address, now, play, udp_client,
     wait_until, witness,
 };
-use socket2::Type;
 
 /// Only a test that hangs takes so long.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -229,79 +224,6 @@ fn flows_of_shared_sockets_begin_anew() {
     assert_eq!(setup.flows_taken_over(), 0);
 }
 
-/// A new process as a test writes it.
-struct Imposter(OwnedFd);
-
-impl Imposter {
-    /// Asks for all listening sockets, and says that it serves.
-    fn is_ready(setup: &Setup) -> (Self, Vec<OwnedFd>) {
-        let path = format!("{}.upgrade", setup.gateway.socket().display());
-        let path = UnixPath::new(&path).expect("a path");
-        let socket = unix::connect(path, Type::SEQPACKET).expect("the door is open");
-        pass::set_patience(socket.as_fd(), DEADLINE).expect("a timeout");
-        let new = Self(socket);
-        new.say(&Message::Hello { program: "test".into(), workers: 2 });
-        let (Message::Offer { sockets: count, .. }, _) = new.hears() else { panic!("no offer") };
-        let mut sockets = Vec::new();
-        while sockets.len() < count as usize {
-            let (Message::Sockets(_), some) = new.hears() else { panic!("no sockets") };
-            sockets.extend(some);
-        }
-        new.say(&Message::Taken((0..count).collect()));
-        new.say(&Message::Ready);
-        (new, sockets)
-    }
-
-    fn say(&self, message: &Message) {
-        pass::send(self.0.as_fd(), &write(message), &[]).expect("it is sent");
-    }
-
-    fn hears(&self) -> (Message, Vec<OwnedFd>) {
-        let mut bytes = vec![0; MOST_BYTES];
-        let (len, sockets) = pass::receive(self.0.as_fd(), &mut bytes).expect("a packet");
-        (read(&bytes[..len]).expect("a message"), sockets)
-    }
-
-    fn is_offered(&self) -> (Vec<Flow>, Vec<OwnedFd>) {
-        match self.hears() {
-            (Message::Flows(flows), sockets) => (flows, sockets),
-            (other, _) => panic!("no flows: {other:?}"),
-        }
-    }
-}
-
-impl Imposter {
-    /// Adopts all flows, until nothing is missing but its last word. Returns them with the bytes
-    /// and datagrams that they have carried in the end.
-    fn adopts_all(&self) -> Vec<(Flow, OwnedFd)> {
-        self.adopts_rest(Vec::new())
-    }
-
-    /// `offered`: those that it has adopted already.
-    fn adopts_rest(&self, mut offered: Vec<(Flow, OwnedFd)>) -> Vec<(Flow, OwnedFd)> {
-        let mut settled = 0;
-        loop {
-            match self.hears() {
-                (Message::Flows(flows), sockets) => {
-                    self.say(&Message::Adopted(vec![true; flows.len()]));
-                    offered.extend(flows.into_iter().zip(sockets));
-                }
-                (Message::Figures(all), _) => {
-                    settled += all.len();
-                    for Figures { flow, datagrams, bytes, .. } in all {
-                        let (flow, _): &mut (Flow, _) = &mut offered[flow as usize];
-                        (flow.datagrams, flow.bytes) = (datagrams, bytes);
-                    }
-                }
-                (Message::Yours, _) => break,
-                (other, _) => panic!("{other:?}"),
-            }
-        }
-        assert_eq!(settled, offered.len(), "each flow settles");
-        offered
-    }
-}
-
 /// Whatever the new process does before its last word, or in place of it, the flow goes on in the
 /// old one, from the same port, and no datagram is lost that came meanwhile.
 #[test]
@@ -317,7 +239,7 @@ fn a_flow_survives_a_new_process_that_fails() {
         }),
         ("says nonsense", |new| {
             let _sockets = new.is_offered();
-            pass::send(new.0.as_fd(), b"nonsense", &[]).expect("it is sent");
+            new.says_bytes(b"nonsense");
             assert!(matches!(new.hears().0, Message::Refused { .. }));
         }),
         ("says nothing", |new| {
@@ -331,7 +253,7 @@ fn a_flow_survives_a_new_process_that_fails() {
     let ways: Vec<_> = clients.iter().map(|client| way(client, "before")).collect();
     let failures = || setup.gateway.metrics().value("ringway_upgrade_failures_total", &[]);
     for (number, (what, act)) in (1..).zip(acts) {
-        let (new, _listening) = Imposter::is_ready(&setup);
+        let (new, _listening) = Imposter::is_ready(&setup.gateway);
         let began = now();
         std::thread::scope(|scope| {
             scope.spawn(|| {
@@ -361,7 +283,7 @@ fn flows_go_on_while_they_are_announced() {
     let setup = Setup::new("", "");
     let clients = [udp_client(setup.udp), udp_client(setup.udp)];
     let ways = clients.each_ref().map(|client| way(client, "before"));
-    let (new, _listening) = Imposter::is_ready(&setup);
+    let (new, _listening) = Imposter::is_ready(&setup.gateway);
     let (announced, sockets) = new.is_offered();
     for _ in 0..50 {
         assert_eq!(clients.each_ref().map(|client| way(client, "meanwhile")), ways);
@@ -385,7 +307,7 @@ fn adopted_flows_are_the_new_processs_alone() {
     let mut setup = Setup::new("", "");
     let clients = [udp_client(setup.udp), udp_client(setup.udp)];
     let mut before = clients.each_ref().map(|client| way(client, "before"));
-    let (new, _listening) = Imposter::is_ready(&setup);
+    let (new, _listening) = Imposter::is_ready(&setup.gateway);
     let offered = new.adopts_all();
     assert_eq!(offered.len(), 2, "{offered:?}");
     for (flow, _) in &offered {

@@ -32,7 +32,7 @@ use std::net::{IpAddr, SocketAddr};
 use serde::{Deserialize, Serialize};
 
 /// A process refuses to speak with one of another version.
-pub const VERSION: u16 = 5;
+pub const VERSION: u16 = 6;
 
 /// The most bytes of a message.
 pub const MOST_BYTES: usize = 131_072;
@@ -320,7 +320,7 @@ impl Flow {
     }
 }
 
-/// What a flow has carried in the end. In a message it is a list of five, because many must come
+/// What a flow has carried in the end. In a message it is a list of six, because many must come
 /// while datagrams wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "Row", into = "Row")]
@@ -332,19 +332,21 @@ pub struct Figures {
     pub bytes: [u64; 2],
     pub last: u64,
     pub refused: bool,
+    /// The kernel forwarded the flow until now (`fast_path`).
+    pub promoted: bool,
 }
 
-type Row = (u32, [u32; 2], [u64; 2], u64, bool);
+type Row = (u32, [u32; 2], [u64; 2], u64, bool, bool);
 
 impl From<Row> for Figures {
-    fn from((flow, datagrams, bytes, last, refused): Row) -> Self {
-        Self { flow, datagrams, bytes, last, refused }
+    fn from((flow, datagrams, bytes, last, refused, promoted): Row) -> Self {
+        Self { flow, datagrams, bytes, last, refused, promoted }
     }
 }
 
 impl From<Figures> for Row {
-    fn from(Figures { flow, datagrams, bytes, last, refused }: Figures) -> Self {
-        (flow, datagrams, bytes, last, refused)
+    fn from(Figures { flow, datagrams, bytes, last, refused, promoted }: Figures) -> Self {
+        (flow, datagrams, bytes, last, refused, promoted)
     }
 }
 

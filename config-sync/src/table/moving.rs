@@ -81,4 +81,6 @@ pub struct FlowFigures {
     pub bytes: [u64; 2],
     pub last: u64,
     pub refused: bool,
+    /// The kernel forwarded the flow until the flow had to settle.
+    pub promoted: bool,
 }

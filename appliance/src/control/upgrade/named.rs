@@ -183,14 +183,14 @@ pub fn flow_by_ids(flow: Flow, ids: PlaceIds, wall: WallClock) -> Option<MovingF
 
 /// What a flow has carried, for the other process. `number`: which flow.
 pub fn figures_there(number: u32, of: FlowFigures, wall: WallClock) -> Figures {
-    let FlowFigures { datagrams, bytes, last, refused } = of;
-    Figures { flow: number, datagrams, bytes, last: wall.unix(last), refused }
+    let FlowFigures { datagrams, bytes, last, refused, promoted } = of;
+    Figures { flow: number, datagrams, bytes, last: wall.unix(last), refused, promoted }
 }
 
 /// The same in this process.
 pub fn figures_here(of: &Figures, wall: WallClock) -> FlowFigures {
-    let Figures { datagrams, bytes, last, refused, .. } = *of;
-    FlowFigures { datagrams, bytes, last: wall.micros(last), refused }
+    let Figures { datagrams, bytes, last, refused, promoted, .. } = *of;
+    FlowFigures { datagrams, bytes, last: wall.micros(last), refused, promoted }
 }
 
 /// An id in two halves.
@@ -304,11 +304,13 @@ mod tests {
     #[test]
     fn figures_are_the_same_after_their_way() {
         let wall = WallClock::new(SystemTime::UNIX_EPOCH + Duration::from_secs(9), 5);
-        let figures =
-            FlowFigures { datagrams: [1, 2], bytes: [3, 4], last: 5_000_000, refused: true };
-        let there = figures_there(7, figures, wall);
-        assert_eq!((there.flow, there.last), (7, 13_999_995));
-        assert_eq!(figures_here(&there, wall), figures);
+        let (datagrams, bytes, last) = ([1, 2], [3, 4], 5_000_000);
+        for (refused, promoted) in [(true, false), (false, true)] {
+            let figures = FlowFigures { datagrams, bytes, last, refused, promoted };
+            let there = figures_there(7, figures, wall);
+            assert_eq!((there.flow, there.last), (7, 13_999_995));
+            assert_eq!(figures_here(&there, wall), figures);
+        }
     }
 
     #[test]

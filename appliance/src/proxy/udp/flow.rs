@@ -94,6 +94,9 @@ pub enum Promotion {
     After(u32),
     /// By the kernel. The place among the promoted flows.
     Kernel(u32),
+    /// By the worker since the flow has settled, until its client's next datagram
+    /// (`Promoted::again_from`). The kernel forwarded the flow before.
+    Again,
 }
 
 /// Whose a flow is. It may be on its way from process to process.

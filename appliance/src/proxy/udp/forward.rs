@@ -4,7 +4,7 @@ use config_sync::table::routing::SocketId;
 
 use crate::contract::{Op, Token, Why};
 use crate::proxy::core::Core;
-use crate::proxy::udp::flow::{Batch, listener_of};
+use crate::proxy::udp::flow::{Batch, Promotion, listener_of};
 use crate::proxy::udp::shared_sockets::Pair;
 use crate::proxy::udp::state::{Flows, Role};
 use crate::stats::records::{CloseReason, DropReason};
@@ -19,7 +19,10 @@ impl Flows {
         listener.to_endpoints.add(u64::from(batch.count));
         listener.bytes_up.add(u64::from(batch.bytes));
         core.counters.endpoint(flow.endpoint).bytes_up.add(u64::from(batch.bytes));
-        let is_due = flow.promotion.is_due(flow.sent, flow.replies);
+        let is_due = match flow.promotion {
+            Promotion::Again => core.now >= self.promoted.again_from,
+            promotion => promotion.is_due(flow.sent, flow.replies),
+        };
         let (upstream, buffer, mut part) = (flow.upstream, batch.buffer, batch.part);
         if let Some(proxied) = &flow.proxied {
             part.head = proxied.say(&mut core.output);

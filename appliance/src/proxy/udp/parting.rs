@@ -33,6 +33,10 @@ const MOST_STOPS: usize = 512;
 /// Microseconds that an answer waits for sockets that have not stopped. Their flows stay.
 const WAIT: u64 = 20_000;
 
+/// Microseconds in which the sockets of flows that have settled are read empty. No flow is promoted
+/// before: its next datagrams would overtake those that wait, and promotions would delay them all.
+const BACKLOG: u64 = 10_000;
+
 /// Microseconds in which all datagrams are read that came before the number of workers changed.
 pub const MOST_MISPLACED: u64 = 1_000_000;
 
@@ -309,6 +313,7 @@ impl Flows {
             bytes: [flow.bytes_up, flow.bytes_down],
             last: flow.last,
             refused: flow.refused,
+            promoted: flow.promotion == Promotion::Again,
         };
         let hash = self.hasher.hash_one((flow.socket, flow.client(), flow.local));
         // Nobody hears the client, so nobody misses the flow here.
@@ -380,6 +385,9 @@ impl Flows {
             // Another process's clock may be ahead.
             flow.last = figures.last.clamp(flow.opened, core.now);
             flow.refused = figures.refused;
+            if figures.promoted {
+                flow.promotion = Promotion::Again;
+            }
             let upstream = flow.upstream;
             if let Some(upstream) = self.upstreams.at_mut(upstream) {
                 upstream.sent = figures.datagrams[0];
@@ -407,10 +415,15 @@ impl Flows {
             Whose::Theirs => {
                 count_in(core, flow);
                 self.add_to_index(slot, hash);
-                let promotion = self.flows.at(slot).map(|flow| self.promotion_of(core, flow));
-                self.set_promotion(slot, promotion.unwrap_or(Promotion::Never));
+                let Some(flow) = self.flows.at(slot) else { return };
+                let promotion = match self.promotion_of(core, flow) {
+                    Promotion::After(_) if flow.promotion == Promotion::Again => flow.promotion,
+                    promotion => promotion,
+                };
+                self.set_promotion(slot, promotion);
             }
         }
+        self.promoted.again_from = core.now + BACKLOG;
         self.unhalt(core, upstream);
     }
 

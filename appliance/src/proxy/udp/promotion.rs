@@ -200,6 +200,7 @@ impl Flows {
         let flow = self.flows.at(slot)?;
         let may_again = one.one_sided < MOST_ONE_SIDED && self.may_promote(core, flow);
         let again = match may_again {
+            true if flow.whose == Whose::Stopping => Promotion::Again,
             true => Promotion::After(flow.replies.saturating_add(PROMOTE_AGAIN)),
             false => Promotion::Never,
         };

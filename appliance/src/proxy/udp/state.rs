@@ -155,6 +155,8 @@ pub struct Promoted {
     /// How many flows have not been looked at since the last table, which may have changed what
     /// they need.
     pub unchecked: usize,
+    /// When flows may be promoted again that have settled, microseconds.
+    pub again_from: u64,
 }
 
 #[derive(Debug)]

@@ -123,14 +123,16 @@ fn figures() -> Figures {
         bytes: [u64::MAX >> 2; 2],
         last: u64::MAX,
         refused: false,
+        promoted: false,
     }
 }
 
 #[test]
 fn figures_are_short_and_sound() {
-    let few = Figures { flow: 1, datagrams: [2, 3], bytes: [4, 5], last: 6, refused: true };
+    let few = Figures { flow: 1, datagrams: [2, 3], bytes: [4, 5], last: 6, ..figures() };
+    let few = Figures { refused: true, ..few };
     let bytes = write(&Message::Figures(vec![few]));
-    assert_eq!(&bytes[HEAD..], b"{\"figures\":[[1,[2,3],[4,5],6,true]]}");
+    assert_eq!(&bytes[HEAD..], b"{\"figures\":[[1,[2,3],[4,5],6,true,false]]}");
     let unsound = Figures { bytes: [u64::MAX, 0], ..few };
     assert_eq!(read(&write(&Message::Figures(vec![unsound]))), Err(Fault::Flow));
     let many = write(&Message::Figures(vec![few; MOST_FIGURES + 1]));
