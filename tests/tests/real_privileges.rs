@@ -12,8 +12,8 @@ use nix::sys::signal::Signal;
 use ringway_tests::pki::Pki;
 use ringway_tests::real::config::{backend, listener, route};
 use ringway_tests::real::{
-    Folder, Gateway, Launch, Server, binary, echo, exchange, free_address, run_verb, wait_for,
-    wait_until,
+    Folder, Gateway, Launch, Server, binary, echo, exchange, free_address, in_own_network,
+    run_verb, wait_for, wait_until,
 };
 
 /// Lets any user write the access log and read the configuration.
@@ -85,6 +85,25 @@ fn root_becomes_another_user_that_may_bind_low_ports_and_nothing_more() {
     assert!(!refused.status.success() && said.contains("ermission denied"), "{said}");
     assert_eq!(fs::read_dir(folder.file("")).expect("root's folder").count(), 0);
     assert!(gateway.metrics().value("process_open_fds", &[]) > 0);
+}
+
+/// With a backend that has `fast_path` at the start, the process keeps two capabilities more:
+/// CAP_NET_ADMIN is bit 12, and CAP_BPF is bit 39.
+#[test]
+fn the_user_keeps_what_fast_path_needs() {
+    in_own_network(|| {
+        for (word, kept) in [("off", "0000000000000400"), ("auto", "0000008000001400")] {
+            let udp = "user = \"nobody\"\n".to_owned()
+                + &listener("udp", "UDP", free_address(), "")
+                + &route("udp", "udp", &[("udp", 1)], "")
+                + &backend("udp", [free_address()], &format!("fast_path = \"{word}\""));
+            let gateway = Launch::default().under(OPENED).start(&udp);
+            for set in ["CapPrm:", "CapEff:", "CapBnd:"] {
+                let sets = of_threads(&gateway, set);
+                assert!(sets.contains(&kept.to_owned()), "{word} {set} {sets:?}");
+            }
+        }
+    });
 }
 
 /// The values of a line of `/proc/PID/task/TID/status`, by the thread's name.

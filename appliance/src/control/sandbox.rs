@@ -207,6 +207,12 @@ mod tests {
     }
 
     #[test]
+    fn the_control_thread_loads_no_program_into_the_kernel() {
+        let loaded = within(crate::ring::bpf::FastPath::probe);
+        assert!(matches!(loaded, Err(crate::ring::bpf::BpfError::Forbidden(_))), "{loaded:?}");
+    }
+
+    #[test]
     fn the_control_thread_reads_files_and_makes_sockets_and_writes_nothing() {
         let folder = std::env::temp_dir().join(format!("sandbox-{}", std::process::id()));
         fs::create_dir_all(&folder).expect("a folder");
