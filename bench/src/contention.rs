@@ -2,17 +2,21 @@
 //! with a thing that all share and with one of their own. With more threads than cores it shows
 //! what is lost when the holder of a lock is not running, and not what many cores would lose.
 
-use std::hint::black_box;
+mod accept;
+mod act;
+mod paper;
+mod ring;
+mod thread;
+
 use std::sync::Barrier;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::Context;
 use clap::Args;
-use nix::sched::{CloneFlags, unshare};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
-use nix::time::ClockId;
 
+use crate::contention::act::{Act, Batch, Shared, With, batch};
+use crate::contention::ring::Kept;
+use crate::contention::thread::cpu;
 use crate::stats::median;
 
 #[derive(Args)]
@@ -20,6 +24,9 @@ pub struct Options {
     /// How many threads work at a time.
     #[arg(long, value_delimiter = ',', default_value = "1,2,4,16,64")]
     threads: Vec<usize>,
+    /// How many listening sockets share an address.
+    #[arg(long, value_delimiter = ',', default_value = "1,2,4,16,64")]
+    sockets: Vec<usize>,
     /// Seconds of each run.
     #[arg(long, default_value_t = 0.5)]
     seconds: f64,
@@ -28,44 +35,37 @@ pub struct Options {
     repeat: usize,
 }
 
-/// Something that workers do often.
-#[derive(Clone, Copy)]
-enum Act {
-    /// socket(2) and close(2): a place in the descriptor table.
-    Socket,
-    /// A count of all workers, as of `max_sessions` and of a source's sessions.
-    Count,
-    /// 4 KiB of the allocator's, there and back. Sessions and flows have their memory from the
-    /// start.
-    Allocate,
-}
+/// A run, and the name of its row.
+type Run = (&'static str, Act, With);
 
-/// Whether threads share what they work on.
-#[derive(Clone, Copy, PartialEq)]
-enum With {
-    All,
-    Oneself,
-}
-
-const RUNS: [(&str, Act, With); 5] = [
+const RUNS: [Run; 16] = [
     ("socket and close, one descriptor table", Act::Socket, With::All),
     ("socket and close, own tables", Act::Socket, With::Oneself),
+    ("the same through rings, one table", Act::Ring(Kept::Descriptor), With::All),
+    ("the same, direct descriptors", Act::Ring(Kept::Direct), With::All),
+    ("receive nothing, one descriptor table", Act::Receive, With::All),
+    ("receive nothing, own tables", Act::Receive, With::Oneself),
+    ("connection, one group of listeners", Act::Connection, With::All),
+    ("connection, own listeners", Act::Connection, With::Oneself),
     ("count, shared", Act::Count, With::All),
     ("count, own", Act::Count, With::Oneself),
+    ("counter beside those of others", Act::Counter, With::All),
+    ("counter in lines of its own", Act::Counter, With::Oneself),
+    ("record, one channel", Act::Record, With::All),
+    ("record, own channels", Act::Record, With::Oneself),
+    ("record, the receiver's part", Act::Receipt, With::Oneself),
     ("allocate and free 4 KiB", Act::Allocate, With::All),
 ];
 
-/// A cache line of its own, and the next, which some processors load with it.
-#[repr(align(128))]
-#[derive(Default)]
-struct Line(AtomicU64);
-
-/// Prints the CPU of one act, in nanoseconds, for each number of threads.
+/// Prints the CPU of one act, in nanoseconds, for each number of threads; that of a connection, for
+/// each number of listening sockets; and what follows for many workers.
 ///
 /// # Errors
-/// The kernel gives no sockets or no own descriptor table.
+/// The kernel gives no sockets, no ring, or no own descriptor table.
 pub fn run(options: &Options) -> anyhow::Result<()> {
     let mut all = vec![vec![Vec::new(); options.threads.len()]; RUNS.len()];
+    let mut groups = vec![vec![Vec::new(); options.sockets.len()]; GROUPS.len()];
+    let mut busiest = groups.clone();
     for round in 0..options.repeat {
         for (costs, (name, act, with)) in all.iter_mut().zip(RUNS) {
             for (costs, threads) in costs.iter_mut().zip(&options.threads) {
@@ -73,73 +73,108 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
                 costs.push(measure(act, with, *threads, options.seconds)?);
             }
         }
+        for (group, (_, is_steered)) in GROUPS.iter().enumerate() {
+            for (place, sockets) in options.sockets.iter().enumerate() {
+                let (cost, share) = accept::measure(*sockets, *is_steered, options.seconds)?;
+                groups[group][place].push(cost);
+                busiest[group][place].push(share);
+            }
+        }
     }
     eprintln!();
-    println!("nanoseconds of CPU, medians of {} rounds", options.repeat);
-    print!("{:<40}", "threads");
-    options.threads.iter().for_each(|threads| print!(" {threads:>8}"));
-    println!();
-    for (costs, (name, ..)) in all.iter().zip(RUNS) {
-        print!("{name:<40}");
-        costs.iter().for_each(|costs| print!(" {:>8.1}", median(costs).unwrap_or_default()));
-        println!();
+    println!("nanoseconds of CPU, medians of {} rounds\n", options.repeat);
+    let all = medians(&all);
+    print("threads", &options.threads, RUNS.map(|run| run.0).into_iter().zip(&all));
+    let groups = medians(&groups);
+    let names = GROUPS.map(|group| group.0);
+    print("listening sockets", &options.sockets, names.into_iter().zip(&groups));
+    println!("connections of the busiest socket, beside an equal share\n");
+    print("listening sockets", &options.sockets, names.into_iter().zip(&medians(&busiest)));
+    let column = |act, with, threads| {
+        let run = RUNS.iter().position(|run| (run.1, run.2) == (act, with))?;
+        Some(all[run][options.threads.iter().position(|of| *of == threads)?])
+    };
+    let group = |sockets| {
+        let place = options.sockets.iter().position(|of| *of == sockets)?;
+        Some(groups[0][place])
+    };
+    match paper::table(column, group) {
+        Some(table) => println!("{table}"),
+        None => println!("many workers: needs 2 threads, and groups of 1, 2, 16 and 64 sockets"),
     }
     Ok(())
 }
 
+/// Whether the process steers connections to listening sockets, as Ringway does.
+const GROUPS: [(&str, bool); 2] =
+    [("connection, steered by its source", true), ("connection, the kernel's choice", false)];
+
+fn medians(all: &[Vec<Vec<f64>>]) -> Vec<Vec<f64>> {
+    let of_row = |row: &Vec<Vec<f64>>| {
+        row.iter().map(|costs| median(costs).unwrap_or_default()).collect::<Vec<_>>()
+    };
+    all.iter().map(of_row).collect()
+}
+
+/// A table in Markdown.
+fn print<'r>(
+    head: &str,
+    columns: &[usize],
+    rows: impl IntoIterator<Item = (&'r str, &'r Vec<f64>)>,
+) {
+    println!(
+        "| {head} | {} |",
+        columns.iter().map(usize::to_string).collect::<Vec<_>>().join(" | ")
+    );
+    println!("|---|{}", "---|".repeat(columns.len()));
+    for (name, values) in rows {
+        let values: Vec<_> = values.iter().map(|value| paper::figure(*value)).collect();
+        println!("| {name} | {} |", values.join(" | "));
+    }
+    println!();
+}
+
 /// Nanoseconds of CPU of one act, over all threads.
 fn measure(act: Act, with: With, threads: usize, seconds: f64) -> anyhow::Result<f64> {
-    let (begin, end) = (Barrier::new(threads + 1), AtomicBool::new(false));
-    let shared = Line::default();
-    let results = std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads)
-            .map(|_| {
-                scope.spawn(|| {
-                    let own = Line::default();
-                    let count = if with == With::All { &shared } else { &own };
-                    let ready = match (act, with) {
-                        (Act::Socket, With::Oneself) => unshare(CloneFlags::CLONE_FILES),
-                        _ => Ok(()),
-                    };
-                    // Whoever failed is waited for too.
-                    begin.wait();
-                    ready.context("a descriptor table of one's own")?;
-                    work(act, count, &end)
-                })
+    let shared = Shared::new(act, with, threads)?;
+    let (begin, end, over) = (Barrier::new(threads + 1), AtomicBool::new(false), &shared.over);
+    let (acts, receipts) = std::thread::scope(|scope| {
+        let (shared, begin, end) = (&shared, &begin, &end);
+        let receiver = scope.spawn(move || -> anyhow::Result<_> {
+            let before = cpu()?;
+            Ok((shared.receive(), cpu()? - before))
+        });
+        let worker = |thread| {
+            scope.spawn(move || {
+                let batch = batch(act, with, shared, thread);
+                // Whoever failed is waited for too.
+                begin.wait();
+                work(batch?, end)
             })
-            .collect();
+        };
+        let workers: Vec<_> = (0..threads).map(worker).collect();
         begin.wait();
         std::thread::sleep(Duration::from_secs_f64(seconds));
         end.store(true, Ordering::Relaxed);
         let joined = workers.into_iter().map(|worker| worker.join().expect("it does not panic"));
-        joined.collect::<anyhow::Result<Vec<_>>>()
+        let acts = joined.collect::<Vec<_>>();
+        over.store(true, Ordering::Relaxed);
+        let receipts = receiver.join().expect("it does not panic")?;
+        anyhow::Ok((acts.into_iter().collect::<anyhow::Result<Vec<_>>>()?, receipts))
     })?;
-    let acts: u64 = results.iter().map(|(acts, _)| acts).sum();
-    let spent: Duration = results.iter().map(|(_, spent)| *spent).sum();
-    Ok(spent.as_secs_f64() * 1e9 / acts.max(1) as f64)
+    let all = if act == Act::Receipt { vec![receipts] } else { acts };
+    let count: u64 = all.iter().map(|(acts, _)| acts).sum();
+    let spent: Duration = all.iter().map(|(_, spent)| *spent).sum();
+    Ok(spent.as_secs_f64() * 1e9 / count.max(1) as f64)
 }
 
 /// How often a thread acts until the end, and its CPU.
-fn work(act: Act, count: &Line, end: &AtomicBool) -> anyhow::Result<(u64, Duration)> {
-    let clock = || ClockId::CLOCK_THREAD_CPUTIME_ID.now().map(Duration::from);
-    let (before, mut acts) = (clock()?, 0);
+fn work(mut batch: Batch<'_>, end: &AtomicBool) -> anyhow::Result<(u64, Duration)> {
+    let (before, mut acts) = (cpu()?, 0);
     while !end.load(Ordering::Relaxed) {
-        // The end is looked at once in so many acts.
-        for _ in 0..64 {
-            match act {
-                Act::Socket => {
-                    let flags = SockFlag::SOCK_CLOEXEC;
-                    drop(socket(AddressFamily::Inet, SockType::Stream, flags, None)?);
-                }
-                Act::Count => {
-                    count.0.fetch_add(1, Ordering::Relaxed);
-                }
-                Act::Allocate => drop(black_box(Vec::<u8>::with_capacity(4_096))),
-            }
-        }
-        acts += 64;
+        acts += batch()?;
     }
-    Ok((acts, clock()? - before))
+    Ok((acts, cpu()? - before))
 }
 
 #[cfg(test)]
@@ -151,6 +186,14 @@ mod tests {
         for (name, act, with) in RUNS {
             let cost = measure(act, with, 2, 0.02).unwrap_or_else(|e| panic!("{name}: {e:#}"));
             assert!(cost > 0.0, "{name}");
+        }
+    }
+
+    #[test]
+    fn all_sockets_of_a_group_get_connections() {
+        for (name, is_steered) in GROUPS {
+            let (cost, busiest) = accept::measure(4, is_steered, 0.1).expect(name);
+            assert!(cost > 0.0 && (1.0..3.0).contains(&busiest), "{name}: {cost} {busiest}");
         }
     }
 }

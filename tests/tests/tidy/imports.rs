@@ -63,6 +63,7 @@ const ROWS: &[Row] = &[
     row(BENCH, "net", &[]),
     row(BENCH, "outcome", &[]),
     row(BENCH, "stats", &[]),
+    row(BENCH, "contention", &["stats"]),
     row(BENCH, "serve", &[]),
     row(BENCH, "load", &["outcome", "serve"]),
     row(BENCH, "peers", &["cpu", "serve"]),
