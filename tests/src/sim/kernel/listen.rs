@@ -135,9 +135,12 @@ impl Kernel {
     pub(super) fn release(&mut self, token: Token) {
         let id = SocketId(token.slot);
         let socket = self.listening.get_mut(&id).expect("Release of no listening socket");
-        assert!(!socket.ending && !socket.released, "Release after the end");
-        socket.released = true;
-        self.soon(Pending::Released(id));
+        assert!(!socket.ending || socket.followed, "Release after the end");
+        assert!(!std::mem::replace(&mut socket.released, true), "Release twice");
+        // The end of the one before says that the one that follows has stopped.
+        if !socket.followed {
+            self.soon(Pending::Released(id));
+        }
     }
 
     /// Until now the socket has accepted or received. What is left is the other process's.
@@ -171,10 +174,11 @@ impl Kernel {
                 let (datagram, _) = socket.received.pop_front().expect("not empty");
                 self.hand_up(token, datagram, None, turn);
             }
-            let Listening { transport, address, followed, .. } =
+            let Listening { transport, address, followed, released, .. } =
                 self.listening.remove(&id).expect("it is there");
             if followed {
                 self.listen(id, transport, address);
+                self.listening.get_mut(&id).expect("it follows").released = released;
                 self.event(token, Event::Stopped { why: None }, turn);
             } else {
                 self.event(token, Event::Unlistened, turn);
