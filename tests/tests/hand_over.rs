@@ -165,6 +165,7 @@ fn examples() -> Vec<Message> {
             bytes: [4, 5],
             last: 6,
             refused: true,
+            promoted: true,
         }]),
         Message::Adopted(vec![true, false]),
         Message::Draining { processes: 1, sessions: 2, flows: 3 },
