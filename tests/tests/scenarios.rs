@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use config_sync::publish::Command;
-use config_sync::table::routing::{Drain, EndpointId, RoutingTable, SocketId, Transport};
+use config_sync::table::routing::{Drain, EndpointId, Protocol, RoutingTable, SocketId, Transport};
 use config_sync::table::turns::turns;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use ringway::ring::Features;
@@ -29,9 +29,11 @@ use ringway_tests::sim::scenarios::setup::{HOME, LIMITS, Serves, Setup, UDP};
 use ringway_tests::sim::tcp::conn::{ConnId, EndpointMode};
 use ringway_tests::sim::udp::datagram::{Datagram, Exchange, Path};
 
+/// UDP also with flows that the simulated kernel forwards.
 #[test]
 fn both_kernels_give_the_same_trace() {
     assert!(scenarios().count() >= 20);
+    let mut in_kernel = 0;
     for scenario in scenarios() {
         eprintln!("{}", scenario.name);
         let mut real = RealStage::new(scenario.setup);
@@ -41,7 +43,17 @@ fn both_kernels_give_the_same_trace() {
             let simulated = play(scenario, &mut FakeStage::new(seed, scenario.setup));
             assert_eq!(simulated, seen, "{} (simulated, real; seed {seed})", scenario.name);
         }
+        if scenario.setup.protocol == Protocol::Udp {
+            let setup = Setup { fast_path_after: 1, ..scenario.setup };
+            for seed in 0..3 {
+                let mut stage = FakeStage::new(seed, setup);
+                let simulated = play(scenario, &mut stage);
+                assert_eq!(simulated, seen, "{} (in the kernel; seed {seed})", scenario.name);
+                in_kernel += stage.fake.kernel.carried;
+            }
+        }
     }
+    assert!(in_kernel >= 6, "the kernel has forwarded {in_kernel} datagrams");
 }
 
 /// A worker that is told that source ports are short closes sockets that nobody uses, which it

@@ -305,7 +305,11 @@ fn state(state: &State) -> &'static str {
 }
 
 fn flow_state(flow: &Flow) -> &'static str {
-    if flow.replies == 0 { "unanswered" } else { "answered" }
+    match flow.replies {
+        _ if flow.is_promoted() => "in_kernel",
+        0 => "unanswered",
+        _ => "answered",
+    }
 }
 
 fn flow_facts(flow: &Flow, now: u64) -> Facts<'_> {

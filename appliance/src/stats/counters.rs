@@ -9,7 +9,7 @@ use config_sync::table::routing::{
     EndpointId, ListenerId, MAX_ENDPOINTS, MAX_LISTENERS, MAX_ROUTES, RouteId,
 };
 
-use crate::stats::records::{CloseReason, DropReason};
+use crate::stats::records::{CloseReason, Demotion, DropReason};
 
 /// The counters of one worker, aligned so that two workers never share a cache line.
 #[derive(Debug)]
@@ -77,6 +77,8 @@ pub struct Counters {
     pub promotions: Counter,
     /// Times that the kernel could not begin to forward a flow.
     pub promotions_failed: Counter,
+    /// Times that the kernel ceased to forward a flow, by `Demotion`.
+    pub demotions: [Counter; Demotion::COUNT],
     /// Datagrams that the kernel has forwarded, both ways. Flows are asked once a second.
     pub carried: Counter,
     /// The generation of the table in force.
@@ -265,6 +267,7 @@ impl Counters {
             promoted: Counter::default(),
             promotions: Counter::default(),
             promotions_failed: Counter::default(),
+            demotions: std::array::from_fn(|_| Counter::default()),
             carried: Counter::default(),
             generation: Counter::default(),
             table_micros: Counter::default(),

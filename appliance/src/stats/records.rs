@@ -184,7 +184,7 @@ pub const SESSION_STATES: &[&str] = &[
     "half_closed",
     "ending",
 ];
-pub const FLOW_STATES: &[&str] = &["unanswered", "answered"];
+pub const FLOW_STATES: &[&str] = &["unanswered", "answered", "in_kernel"];
 
 /// Declares each reason once: the variant, the one word for the reason everywhere, the meaning.
 macro_rules! words {
@@ -329,6 +329,22 @@ words! {
         EndpointRemoved = "endpoint_removed":
             "The endpoint is no longer configured, with `on_removed = \"close\"`; or a flow's \
              endpoint left the table and there was no other.",
+    }
+}
+
+words! {
+    /// Why the kernel forwards a flow no longer.
+    Demotion {
+        Configuration = "configuration":
+            "A new configuration has turned `fast_path` off, or asks for something that only \
+             workers do, as a limit of bytes.",
+        Draining = "draining": "The listener has left the table.",
+        EndpointGone = "endpoint_gone": "The endpoint has left the table.",
+        EndpointRefused = "endpoint_refused":
+            "The endpoint's port is closed (ICMP port unreachable).",
+        OneSided = "one_sided": "One side went on for seconds while the other was silent.",
+        Upgrade = "upgrade": "The flow goes to another process.",
+        Ended = "ended": "The flow has ended.",
     }
 }
 

@@ -413,7 +413,8 @@ impl<'c> Check<'c> {
         let sockets = backend.shared_sockets.as_ref().map(|key| &key.place);
         let rest = backend.upstream_rest.as_ref().map(|key| &key.place);
         let path = backend.fast_path.as_ref().map(|key| &key.place);
-        let udp_keys = [sockets, rest, path].into_iter().flatten();
+        let after = backend.fast_path_after.as_ref().map(|key| &key.place);
+        let udp_keys = [sockets, rest, path, after].into_iter().flatten();
         let only_tcp = users.tcp && !users.udp && !users.unknown;
         for place in udp_keys.filter(|_| only_tcp) {
             let message = "is for UDP, and only TCP listeners use this backend";

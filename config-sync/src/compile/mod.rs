@@ -20,7 +20,7 @@ use crate::compile::tls::expiry::OwnedBy;
 use crate::compile::tls::load::{Loader, Owner};
 use crate::compile::whole::Whole;
 use crate::disk;
-use crate::model::backend::{FastPath, QUEUE_TIMEOUT, UPSTREAM_REST};
+use crate::model::backend::{FAST_PATH_AFTER, FastPath, QUEUE_TIMEOUT, UPSTREAM_REST};
 use crate::model::config::{Broken, Config};
 use crate::model::endpoint::{Resolved, Standing};
 use crate::model::health_check::MOST_OF_PASSWORD;
@@ -383,6 +383,10 @@ impl Compile<'_> {
                 shared_sockets: backend.has_shared_sockets(),
                 upstream_rest: backend.upstream_rest.as_ref().map_or(UPSTREAM_REST, |at| at.value),
                 fast_path: backend.fast_path() != FastPath::Off,
+                fast_path_after: backend
+                    .fast_path_after
+                    .as_ref()
+                    .map_or(FAST_PATH_AFTER, |at| at.value),
                 transparent: backend.is_transparent(),
             });
         }

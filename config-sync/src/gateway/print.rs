@@ -330,6 +330,9 @@ impl Print<'_> {
         if let Some(asked) = &backend.fast_path {
             self.word("fast_path", &FAST_PATHS, asked.value);
         }
+        if let Some(after) = &backend.fast_path_after {
+            self.line("fast_path_after", &after.value.to_string());
+        }
         if let Some(asked) = &backend.send_proxy {
             self.send_proxy(asked.value);
         }

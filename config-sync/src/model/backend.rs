@@ -40,6 +40,9 @@ pub struct Backend {
     pub send_proxy: Option<At<SendProxy>>,
     /// UDP: whether the kernel forwards long-lived flows. `None`: [`FastPath::Off`].
     pub fast_path: Option<At<FastPath>>,
+    /// UDP: the datagrams each way after which the kernel forwards a flow. `None`:
+    /// [`FAST_PATH_AFTER`].
+    pub fast_path_after: Option<At<u32>>,
     /// Ringway connects to endpoints from the client's own address.
     pub transparent: Option<At<bool>>,
     /// `None`: all endpoints are used, healthy or not.
@@ -114,6 +117,10 @@ pub enum FastPath {
     /// Without the kernel's help the configuration is refused.
     Required,
 }
+
+/// Forwarding a flow in the kernel costs about as much as a datagram through the worker, so flows
+/// of a few datagrams stay there.
+pub(crate) const FAST_PATH_AFTER: u32 = 16;
 
 /// Longer than a live endpoint and the path to the endpoint take to answer.
 pub(crate) const UPSTREAM_REST: u32 = 2 * SECOND;

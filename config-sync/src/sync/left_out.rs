@@ -150,6 +150,7 @@ fn empty(backend: &Backend) -> Backend {
         tls: None,
         shared_sockets: None,
         fast_path: None,
+        fast_path_after: None,
         upstream_rest: None,
         health_check: None,
         stream_keys: Vec::new(),

@@ -418,6 +418,8 @@ pub struct Backend {
     /// UDP: the kernel forwards long-lived flows, where it can. Then there is no `interface`, no
     /// `send_proxy` and no `transparent`, and sockets are not shared.
     pub fast_path: bool,
+    /// UDP: the datagrams each way after which the kernel forwards a flow.
+    pub fast_path_after: u32,
     /// Workers connect to endpoints from the client's own address. Then there is no `source`, and
     /// sockets are not shared.
     pub transparent: bool,

@@ -29,6 +29,7 @@ pub(crate) static BACKEND: Section = Section {
         key("upstream_sockets", On::Udp),
         key("upstream_rest", On::Udp),
         key("fast_path", On::Udp),
+        key("fast_path_after", On::Udp),
         any("transparent"),
         any("health_check"),
         any("failback"),
@@ -69,6 +70,7 @@ pub(crate) fn backend<'t>(
     let shared_sockets = reader.get(table, "upstream_sockets", word(&sockets));
     let upstream_rest = reader.get(table, "upstream_rest", duration_from(LEAST_UPSTREAM_REST));
     let fast_path = reader.get(table, "fast_path", word(&FAST_PATHS));
+    let fast_path_after = reader.get(table, "fast_path_after", integer(1..=MOST_AFTER));
     let transparent = reader.get(table, "transparent", boolean);
     let tls = tls::origination(reader, table);
     let send_proxy = proxy::send(reader, table);
@@ -95,6 +97,7 @@ pub(crate) fn backend<'t>(
         shared_sockets,
         upstream_rest,
         fast_path,
+        fast_path_after,
         send_proxy,
         transparent,
         health_check,
@@ -111,6 +114,9 @@ pub(crate) fn backend<'t>(
 pub(crate) const MOST_WAIT: u32 = 1_000_000;
 /// Workers look for free places every 10 ms.
 pub(crate) const LEAST_QUEUE_TIMEOUT: Duration = Duration::from_millis(10);
+
+/// The most datagrams each way before the kernel forwards a flow.
+const MOST_AFTER: u32 = 1_000_000;
 
 /// The words of the file.
 pub(crate) const BALANCES: [(&str, Balance); 5] = [

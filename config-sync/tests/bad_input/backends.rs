@@ -52,6 +52,8 @@ const BACKEND: &[(&str, &str)] = &[
     ("upstream_sockets = \"one\"", "must be \"connected\" or \"shared\", not \"one\""),
     ("fast_path = true", "must be a string, not true or false"),
     ("fast_path = \"on\"", "must be \"off\" or \"auto\" or \"required\", not \"on\""),
+    ("fast_path_after = 0", "must be a whole number, 1 to 1000000, not 0"),
+    ("fast_path_after = \"16\"", "must be a whole number, not a string"),
     ("congestion = \"nope\"", "this kernel has no \"nope\" loaded; it has reno, cubic"),
     ("send_proxy = \"v3\"", "must be \"v1\" or \"v2\", not \"v3\""),
     ("proxy_tlvs = [\"crc32c\"]", "needs send_proxy = \"v2\": version 1 has no room for them"),
@@ -187,6 +189,10 @@ fn the_kernel_forwards_plain_flows_only() {
     refused(
         &format!("{GOOD}fast_path = \"auto\""),
         &["12:13: backends[0].fast_path: is for UDP, and only TCP listeners use this backend"],
+    );
+    refused(
+        &format!("{GOOD}fast_path_after = 4"),
+        &["12:19: backends[0].fast_path_after: is for UDP, and only TCP listeners use this"],
     );
 }
 

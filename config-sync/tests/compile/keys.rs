@@ -81,6 +81,7 @@ fn every_key_reaches_the_table() {
     assert_eq!(dns.source, [four, Sources { first: six, count: 1 << 20 }]);
     assert_eq!((dns.shared_sockets, web.shared_sockets), (true, false));
     assert_eq!((dns.upstream_rest, web.upstream_rest), (500, 2_000));
+    assert_eq!((dns.fast_path_after, web.fast_path_after), (4, 16));
     let options = web.options;
     assert_eq!((options.nodelay, options.keepalive, options.user_timeout), (false, 0, 30_000));
     assert!(none.endpoints.is_empty() && matches!(none.balance, Balance::Random));

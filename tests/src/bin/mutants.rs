@@ -115,6 +115,39 @@ const MUTANTS: &[Mutant] = &[
         replace: "        if std::mem::take(&mut flow.refused) && slot == u32::MAX {",
     },
     Mutant {
+        name: "closed-port-is-fed-by-the-kernel",
+        file: "udp/flows.rs",
+        find: "            self.demote(core, slot, Demotion::EndpointRefused);",
+        replace: "            let _ = Demotion::EndpointRefused;",
+    },
+    Mutant {
+        name: "promotes-with-a-limit-of-bytes",
+        file: "udp/promotion.rs",
+        find: "            && !flow.held.limits_bytes()",
+        replace: "",
+    },
+    Mutant {
+        name: "promotes-what-a-new-table-bars",
+        file: "udp/promotion.rs",
+        find: "        if self.bar(core, flow).is_some() {
+            // A new table bars the flow.",
+        replace: "        if flow.refused {",
+    },
+    Mutant {
+        name: "new-table-demotes-nothing",
+        file: "udp/promotion.rs",
+        find: "                self.demote(core, slot, why);
+            } else if",
+        replace: "                let _ = why;
+            } else if",
+    },
+    Mutant {
+        name: "one-side-goes-on-for-ever",
+        file: "udp/trial.rs",
+        find: "    now - since >= ALONE <<",
+        replace: "    now - since >= ALONE * 100 <<",
+    },
+    Mutant {
         name: "receives-again-without-a-pause",
         file: "udp/flows.rs",
         find: "        let at_once = why.is_none_or(Why::is_of_peer);",

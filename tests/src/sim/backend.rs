@@ -41,6 +41,7 @@ pub struct ModelBackend {
     pub send_proxy: Option<SendProxy>,
     pub shared_sockets: bool,
     pub fast_path: bool,
+    pub fast_path_after: u32,
     pub interface: u32,
     /// Milliseconds. It stays as it is: endpoints know how late they may answer.
     pub upstream_rest: u32,
@@ -68,6 +69,7 @@ impl ModelBackend {
             send_proxy: some_send_proxy(rng),
             shared_sockets: rng.per_mille(400),
             fast_path: rng.per_mille(400),
+            fast_path_after: rng.pick(&[1, 4, 16]),
             interface: rng.pick(&[0, 0, 3]),
             upstream_rest: rng.scale(100, 2_500) as u32,
             gone: some_gone(rng),
@@ -165,6 +167,7 @@ impl ModelBackend {
             upstream_rest: self.upstream_rest,
             send_proxy: self.send_proxy.filter(|_| !self.fast_path),
             fast_path: self.fast_path,
+            fast_path_after: self.fast_path_after,
             transparent: false,
             tls: None,
         }
@@ -236,6 +239,7 @@ pub fn plain_backend(id: BackendId, endpoints: Vec<Endpoint>) -> Backend {
         upstream_rest: 2_000,
         send_proxy: None,
         fast_path: false,
+        fast_path_after: 16,
         transparent: false,
         tls: None,
     }

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use ringway::stats::records::Demotion;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum State {
     /// Accepted; what the client wants is not known yet.
@@ -68,7 +70,7 @@ pub enum Fault {
     /// The kernel began to forward a flow, could not begin, or ended it.
     Promoted,
     NotPromoted,
-    Demoted,
+    Demoted(Demotion),
 }
 
 impl State {
@@ -82,7 +84,11 @@ pub struct Coverage(BTreeMap<(Fault, State), u64>);
 
 impl Coverage {
     pub fn hit(&mut self, state: State, fault: Fault) {
-        *self.0.entry((fault, state)).or_default() += 1;
+        self.add(state, fault, 1);
+    }
+
+    pub fn add(&mut self, state: State, fault: Fault, times: u64) {
+        *self.0.entry((fault, state)).or_default() += times;
     }
 
     pub fn count(&self, state: State, fault: Fault) -> u64 {
@@ -150,20 +156,26 @@ const REACHABLE: &[(Fault, &[State])] = {
         (F::LateReply, &[Resting, Ending]),
         (F::Promoted, &[Live]),
         (F::NotPromoted, &[Live]),
-        (F::Demoted, &[Live]),
+        (F::Demoted(Demotion::Configuration), &[Live]),
+        (F::Demoted(Demotion::Draining), &[Live]),
+        (F::Demoted(Demotion::EndpointGone), &[Live]),
+        (F::Demoted(Demotion::EndpointRefused), &[Live]),
+        (F::Demoted(Demotion::OneSided), &[Live]),
+        (F::Demoted(Demotion::Upgrade), &[Live]),
+        (F::Demoted(Demotion::Ended), &[Live]),
     ]
 };
 
 impl fmt::Display for Coverage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let states = State::SESSION.iter().chain(&State::UPSTREAM);
-        write!(f, "{:<18}", "fault \\ state")?;
+        write!(f, "{:<25}", "fault \\ state")?;
         for state in states.clone() {
             write!(f, "{:>12}", format!("{state:?}"))?;
         }
         writeln!(f)?;
         for (fault, reachable) in REACHABLE {
-            write!(f, "{:<18}", format!("{fault:?}"))?;
+            write!(f, "{:<25}", format!("{fault:?}"))?;
             for state in states.clone() {
                 let n = self.count(*state, *fault);
                 if n == 0 && !reachable.contains(state) {

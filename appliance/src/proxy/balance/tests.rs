@@ -60,6 +60,7 @@ fn backend(balance: Balance, endpoints: u32) -> Backend {
         upstream_rest: 2_000,
         send_proxy: None,
         fast_path: false,
+        fast_path_after: 16,
         transparent: false,
         tls: None,
     }

@@ -30,8 +30,8 @@ pub struct Flow {
     pub timeout: u32,
     pub responses: u32,
     /// Datagrams from the client, and replies to the client.
-    pub sent: u32,
-    pub replies: u32,
+    pub sent: u64,
+    pub replies: u64,
     pub bytes_up: u64,
     pub bytes_down: u64,
     pub opened: u64,
@@ -80,23 +80,44 @@ pub struct Batch {
 /// `flow_timeout`.
 pub const UNANSWERED: u64 = 2_000_000;
 
-/// Datagrams each way after which a flow is promoted. A promotion costs about as much as one
-/// datagram on the user path, so flows with few datagrams stay there.
-pub const PROMOTE_AFTER: u32 = 16;
+/// Replies after which a flow is promoted again that was demoted, or that the kernel did not take.
+pub const PROMOTE_AGAIN: u64 = 1_024;
 
 /// How a flow's datagrams are forwarded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Promotion {
     /// By the worker, until the flow ends or gets another endpoint.
     Never,
-    /// By the worker, until so many replies have come. The replies of another endpoint do not
-    /// count, so the socket of a flow that has moved is open by then.
-    After(u32),
+    /// By the worker, until so many replies have come.
+    After(Due),
+    /// By the worker, which finds out whether both sides are heard (`Trial`).
+    Trial,
     /// By the kernel. The place among the promoted flows.
     Kernel(u32),
     /// By the worker since the flow has settled, until its client's next datagram
     /// (`Promoted::again_from`). The kernel forwarded the flow before.
     Again,
+}
+
+/// When a flow is promoted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Due {
+    /// The flow's replies by then. The replies of another endpoint do not count, so the socket of a
+    /// flow that has moved is open by then.
+    pub replies: u64,
+    /// The least datagrams of the client.
+    pub sent: u32,
+    pub silence: Silence,
+}
+
+/// What earlier promotions have shown of a flow of which one side is silent at times.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Silence {
+    /// The kernel has carried datagrams of both sides.
+    pub both_heard: bool,
+    /// How often the flow was demoted because one side was silent. The kernel waits twice as long
+    /// the next time.
+    pub times: u8,
 }
 
 /// Whose a flow is. It may be on its way from process to process.
@@ -117,8 +138,8 @@ pub enum Whose {
 }
 
 impl Promotion {
-    pub fn is_due(self, sent: u32, replies: u32) -> bool {
-        matches!(self, Self::After(due) if replies >= due && sent >= PROMOTE_AFTER)
+    pub fn is_due(self, sent: u64, replies: u64) -> bool {
+        matches!(self, Self::After(due) if replies >= due.replies && sent >= u64::from(due.sent))
     }
 }
 

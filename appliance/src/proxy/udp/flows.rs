@@ -33,7 +33,7 @@ use crate::proxy::udp::ports::Ports;
 use crate::proxy::udp::shared_sockets::Pairs;
 use crate::proxy::udp::state::{ABSENT, CLOSED, Flows, Halt, MOST_CLOSED, Promoted, Role, Sweep};
 use crate::proxy::udp::sweep::{LONGEST_SWEEP, SWEEP_STEP};
-use crate::stats::records::{CloseReason, DropReason, Record, SessionRecord};
+use crate::stats::records::{CloseReason, Demotion, DropReason, Record, SessionRecord};
 use crate::wire::proxy_header::read::read_datagram;
 
 /// The route of a flow that has none yet.
@@ -326,7 +326,7 @@ impl Flows {
         let slot = upstream.flow;
         if let Some(flow) = self.flows.at_mut(slot) {
             flow.refused = true;
-            self.demote(core, slot);
+            self.demote(core, slot, Demotion::EndpointRefused);
         }
     }
 

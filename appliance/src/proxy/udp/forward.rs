@@ -13,7 +13,7 @@ impl Flows {
     pub fn forward(&mut self, core: &mut Core, slot: u32, batch: Batch) {
         let flow = self.flows.at_mut(slot).expect("found or made just now");
         flow.last = core.now;
-        flow.sent = flow.sent.saturating_add(batch.count);
+        flow.sent += u64::from(batch.count);
         flow.bytes_up += u64::from(batch.bytes);
         let listener = core.counters.listener(flow.listener);
         listener.to_endpoints.add(u64::from(batch.count));
@@ -66,7 +66,7 @@ impl Flows {
             return core.push(token, Op::Recycle { buffer: batch.buffer });
         }
         flow.last = core.now;
-        flow.replies = flow.replies.saturating_add(batch.count);
+        flow.replies += u64::from(batch.count);
         let (to, peer, local) = (Token::socket(flow.socket), flow.peer, flow.local);
         match flow.may_get(core, batch.bytes) {
             Ok(()) => {
@@ -83,7 +83,7 @@ impl Flows {
         }
         // A client with two queries under way on one socket gets both answers, because the flow
         // ends only when there are `responses` for each datagram.
-        if flow.responses > 0 && flow.replies >= flow.sent.saturating_mul(flow.responses) {
+        if flow.responses > 0 && flow.replies >= flow.sent * u64::from(flow.responses) {
             let slot = upstream.flow;
             self.end(core, slot, CloseReason::FlowAnswered);
         }

@@ -14,5 +14,6 @@ mod resting;
 mod shared_sockets;
 pub mod state;
 mod sweep;
+mod trial;
 mod turns;
 mod upstreams;

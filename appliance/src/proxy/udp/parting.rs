@@ -19,7 +19,7 @@ use crate::proxy::slab::NONE;
 use crate::proxy::udp::flow::{Flow, FlowHeader, Promotion, Sender, Whose};
 use crate::proxy::udp::ports::From;
 use crate::proxy::udp::state::{ABSENT, Flows, Halt, Role, Upstream};
-use crate::stats::records::{OfferedFlow, Record, Reply};
+use crate::stats::records::{Demotion, OfferedFlow, Record, Reply};
 use crate::wire::proxy_header::Addresses;
 
 /// Microseconds between two steps.
@@ -246,7 +246,7 @@ impl Flows {
 
     /// Has the flow's socket receive nothing more, and the kernel forward nothing more.
     fn stop(&mut self, core: &mut Core, slot: u32) {
-        self.demote(core, slot);
+        self.demote(core, slot, Demotion::Upgrade);
         let Some(flow) = self.flows.at_mut(slot) else { return };
         flow.whose = Whose::Stopping;
         let upstream = flow.upstream;
@@ -309,7 +309,7 @@ impl Flows {
         }
         flow.whose = Whose::Settled;
         let figures = FlowFigures {
-            datagrams: [flow.sent, flow.replies],
+            datagrams: datagrams(flow),
             bytes: [flow.bytes_up, flow.bytes_down],
             last: flow.last,
             refused: flow.refused,
@@ -380,7 +380,7 @@ impl Flows {
         for (Handle { slot, generation, .. }, figures) in all {
             let flow = self.flows.get_mut(*slot, *generation);
             let Some(flow) = flow.filter(|flow| flow.whose == Whose::Theirs) else { continue };
-            [flow.sent, flow.replies] = figures.datagrams;
+            [flow.sent, flow.replies] = figures.datagrams.map(u64::from);
             [flow.bytes_up, flow.bytes_down] = figures.bytes;
             // Another process's clock may be ahead.
             flow.last = figures.last.clamp(flow.opened, core.now);
@@ -449,6 +449,11 @@ impl Flows {
     }
 }
 
+/// The datagrams of a flow, as far as another process is told.
+fn datagrams(flow: &Flow) -> [u32; 2] {
+    [flow.sent, flow.replies].map(|count| u32::try_from(count).unwrap_or(u32::MAX))
+}
+
 /// What another process is told of a flow. The caller knows its socket.
 fn moving(flow: &Flow) -> MovingFlow {
     let proxied = flow.proxied.as_deref();
@@ -465,7 +470,7 @@ fn moving(flow: &Flow) -> MovingFlow {
         unique_id: proxied.and_then(|proxied| proxied.unique_id),
         timeout: flow.timeout,
         responses: flow.responses,
-        datagrams: [flow.sent, flow.replies],
+        datagrams: datagrams(flow),
         bytes: [flow.bytes_up, flow.bytes_down],
         opened: flow.opened,
         last: flow.last,
@@ -493,8 +498,8 @@ fn arrived(core: &Core, moving: MovingFlow, (said, upstream): (Option<Addresses>
         upstream,
         timeout: moving.timeout,
         responses: moving.responses,
-        sent: moving.datagrams[0],
-        replies: moving.datagrams[1],
+        sent: moving.datagrams[0].into(),
+        replies: moving.datagrams[1].into(),
         bytes_up: moving.bytes[0],
         bytes_down: moving.bytes[1],
         opened,

@@ -3,7 +3,7 @@
 //! promoted and demoted at any time, and its client and endpoint notice nothing.
 //!
 //! A promoted flow keeps its socket, which still receives what the kernel does not forward. The
-//! proxy asks the kernel about each promoted flow once a second.
+//! proxy asks the kernel about each promoted flow once a second or more often.
 
 use config_sync::table::routing::{Listener, RoutingTable};
 use config_sync::table::source_limit::SourceLimit;
@@ -11,20 +11,14 @@ use config_sync::table::source_limit::SourceLimit;
 use crate::contract::{Carried, Event, Op, Token};
 use crate::proxy::cause::Cause;
 use crate::proxy::core::Core;
-use crate::proxy::udp::flow::{Flow, PROMOTE_AFTER, Promotion, Whose, listener_of};
+use crate::proxy::udp::flow::{Due, Flow, PROMOTE_AGAIN, Promotion, Silence, Whose, listener_of};
 use crate::proxy::udp::state::{Flows, One, Role};
 use crate::proxy::udp::sweep::SWEEP_STEP;
-
-/// Datagrams of the client after which a flow is promoted again that was demoted, or that the
-/// kernel did not take.
-const PROMOTE_AGAIN: u32 = 1_024;
+use crate::proxy::udp::trial::{MOST_TRIALS, is_too_long};
+use crate::stats::records::Demotion;
 
 /// Microseconds within which the proxy asks about each promoted flow.
 const ROUND: u64 = 1_000_000;
-
-/// Counts in a row after which a flow is demoted whose one side is not heard: somewhere the
-/// datagrams may get addresses that the kernel's path does not know, by NAT.
-const MOST_ONE_SIDED: u8 = 3;
 
 /// The maximum number of promoted flows that one step looks at.
 const MOST_LOOKS: usize = 8_192;
@@ -36,64 +30,90 @@ impl Flows {
         if table.backends.iter().any(|backend| backend.fast_path) {
             let most = (self.flows.len() + self.flows.room()) as usize;
             self.promoted.list.reserve_exact(most - self.promoted.list.len());
+            self.promoted.trials.reserve_exact(MOST_TRIALS - self.promoted.trials.len());
         }
     }
 
     /// How a flow begins that has just got its endpoint.
     pub fn promotion_of(&self, core: &Core, flow: &Flow) -> Promotion {
-        match self.may_promote(core, flow) {
-            true => Promotion::After(flow.replies.saturating_add(PROMOTE_AFTER)),
-            false => Promotion::Never,
+        match self.bar(core, flow) {
+            None => {
+                let sent = after(core, flow);
+                let replies = flow.replies + u64::from(sent);
+                Promotion::After(Due { replies, sent, silence: Silence::default() })
+            }
+            Some(_) => Promotion::Never,
         }
     }
 
-    /// Whether the flow's backend asks for the kernel's path, and nothing looks into the flow's
-    /// datagrams or counts them one by one.
-    fn may_promote(&self, core: &Core, flow: &Flow) -> bool {
-        let Some(backend) = core.tables.backend(flow.socket, flow.backend) else { return false };
-        if !backend.fast_path {
-            return false;
+    /// Why the flow is one for the worker. `None`: its backend asks for the kernel's path, and
+    /// nothing looks into the flow's datagrams or counts them one by one.
+    pub fn bar(&self, core: &Core, flow: &Flow) -> Option<Demotion> {
+        if core.tables.is_leaving(flow.socket) {
+            return Some(Demotion::Draining);
         }
-        let Some((_, listener)) = listener_of(&core.tables, flow.socket) else { return false };
-        let Some((_, socket)) = core.tables.of(flow.socket) else { return false };
-        let is_connected =
-            self.upstreams.at(flow.upstream).is_some_and(|of| of.role == Role::Socket);
-        is_connected
-            && is_plain(listener)
+        if self.endpoints[flow.endpoint.index()].gone_since.is_some() {
+            return Some(Demotion::EndpointGone);
+        }
+        (!self.is_plain(core, flow).unwrap_or(false)).then_some(Demotion::Configuration)
+    }
+
+    fn is_plain(&self, core: &Core, flow: &Flow) -> Option<bool> {
+        let backend = core.tables.backend(flow.socket, flow.backend)?;
+        let (_, listener) = listener_of(&core.tables, flow.socket)?;
+        let (_, socket) = core.tables.of(flow.socket)?;
+        let is_connected = self.upstreams.at(flow.upstream)?.role == Role::Socket;
+        let is_plain = backend.fast_path
+            && is_connected
+            && asks_nothing(listener)
             && !flow.held.limits_bytes()
             && !flow.held.limits_datagrams()
             && flow.responses == 0
             && flow.proxied.is_none()
             && backend.send_proxy.is_none()
             && backend.interface == 0
-            && socket.bound().interface == 0
-            && !core.tables.is_leaving(flow.socket)
-            && self.endpoints[flow.endpoint.index()].gone_since.is_none()
+            && socket.bound().interface == 0;
+        Some(is_plain)
     }
 
     pub fn promote(&mut self, core: &mut Core, slot: u32) {
         let ours = [Whose::Ours, Whose::Announced, Whose::Refused];
         let is_ours = |flow: &&Flow| ours.contains(&flow.whose);
         let Some(flow) = self.flows.at(slot).filter(is_ours) else { return };
+        if self.bar(core, flow).is_some() {
+            // A new table bars the flow.
+            return self.set_promotion(slot, Promotion::Never);
+        }
         let (client, listener) = (flow.peer, flow.bound(core));
         let token = self.upstream_token(flow.upstream);
         let place = u32::try_from(self.promoted.list.len()).expect("no more than flows");
-        let ways = (flow.sent, flow.replies);
-        let seen = Carried::default();
-        let one = One { slot, seen, ways, one_sided: 0, leaves: false, end: None };
-        self.promoted.list.push(one);
+        let silence = match flow.promotion {
+            Promotion::After(due) => due.silence,
+            _ => Silence::default(),
+        };
+        self.promoted.list.push(One {
+            slot,
+            seen: Carried::default(),
+            ways: (flow.sent, flow.replies),
+            alone: None,
+            silence,
+            is_taken: false,
+            leaves: None,
+            end: None,
+        });
         self.set_promotion(slot, Promotion::Kernel(place));
         core.counters.promoted.set(self.promoted.list.len() as u64);
         core.push(token, Op::Promote { client, listener });
     }
 
     /// Gives a promoted flow back to the worker, soon.
-    pub fn demote(&mut self, core: &mut Core, slot: u32) {
+    pub fn demote(&mut self, core: &mut Core, slot: u32, why: Demotion) {
         let Some(Promotion::Kernel(place)) = self.flows.at(slot).map(|flow| flow.promotion) else {
             return;
         };
         let one = &mut self.promoted.list[place as usize];
-        if !std::mem::replace(&mut one.leaves, true) {
+        if one.leaves.is_none() {
+            one.leaves = Some(why);
             let upstream = self.flows.at(slot).expect("found above").upstream;
             core.push(self.upstream_token(upstream), Op::Demote);
         }
@@ -105,7 +125,7 @@ impl Flows {
             return false;
         };
         self.promoted.list[place as usize].end.get_or_insert_with(|| cause.clone());
-        self.demote(core, slot);
+        self.demote(core, slot, Demotion::Ended);
         true
     }
 
@@ -123,23 +143,26 @@ impl Flows {
         };
         let Some(flow) = self.flows.at(slot) else { return };
         let Promotion::Kernel(place) = flow.promotion else { return };
-        let one = &self.promoted.list[place as usize];
+        let one = &mut self.promoted.list[place as usize];
         match event {
-            Event::Promoted { done: true } => core.counters.promotions.add(1),
+            Event::Promoted { done: true } => {
+                one.is_taken = true;
+                core.counters.promotions.add(1);
+            }
             Event::Promoted { done: false } => {
                 core.counters.promotions_failed.add(1);
                 // A flow that leaves is told so too, which then ends its place in the list.
-                if !one.leaves {
+                if one.leaves.is_none() {
                     self.is_demoted(core, slot, place);
                 }
             }
             Event::Carried(carried) => {
-                self.count(core, place, carried);
+                let is_one_sided = self.count(core, place, carried);
                 let over = self.flows.at(slot).and_then(|flow| flow.over(core, false));
                 if let Some(reason) = over {
                     self.end(core, slot, reason);
-                } else if self.promoted.list[place as usize].one_sided >= MOST_ONE_SIDED {
-                    self.demote(core, slot);
+                } else if is_one_sided {
+                    self.demote(core, slot, Demotion::OneSided);
                 }
             }
             Event::Demoted(carried) => {
@@ -154,8 +177,8 @@ impl Flows {
     }
 
     /// Counts what the kernel has forwarded since the last count, as `forward` and `forward_reply`
-    /// do.
-    fn count(&mut self, core: &Core, place: u32, carried: Carried) {
+    /// do. Returns whether one side has gone on for too long while the other was silent.
+    fn count(&mut self, core: &Core, place: u32, carried: Carried) -> bool {
         let one = &mut self.promoted.list[place as usize];
         let seen = std::mem::replace(&mut one.seen, carried);
         let flow = self.flows.at_mut(one.slot).expect("a promoted flow lives");
@@ -163,14 +186,11 @@ impl Flows {
         let down = carried.down.saturating_sub(seen.down);
         let bytes_up = carried.bytes_up.saturating_sub(seen.bytes_up);
         let bytes_down = carried.bytes_down.saturating_sub(seen.bytes_down);
-        let small = |count: u64| u32::try_from(count).unwrap_or(u32::MAX);
-        flow.sent = flow.sent.saturating_add(small(up));
-        flow.replies = flow.replies.saturating_add(small(down));
+        flow.sent += up;
+        flow.replies += down;
+        // Some of them went through the worker.
         let ways = std::mem::replace(&mut one.ways, (flow.sent, flow.replies));
-        one.one_sided = match (flow.sent - ways.0, flow.replies - ways.1) {
-            (PROMOTE_AFTER.., 0) | (0, PROMOTE_AFTER..) => one.one_sided.saturating_add(1),
-            _ => 0,
-        };
+        let is_one_sided = is_too_long(one, ways, core.now);
         flow.bytes_up += bytes_up;
         flow.bytes_down += bytes_down;
         if up + down > 0 {
@@ -188,6 +208,7 @@ impl Flows {
         endpoint.bytes_up.add(bytes_up);
         endpoint.bytes_down.add(bytes_down);
         core.counters.carried.add(up + down);
+        is_one_sided
     }
 
     /// The kernel forwards the flow no longer. Returns why the flow ends, if it does.
@@ -197,12 +218,19 @@ impl Flows {
             self.set_promotion(moved.slot, Promotion::Kernel(place));
         }
         core.counters.promoted.set(self.promoted.list.len() as u64);
+        if let Some(why) = one.leaves.filter(|_| one.is_taken) {
+            core.counters.demotions[why as usize].add(1);
+        }
         let flow = self.flows.at(slot)?;
-        let may_again = one.one_sided < MOST_ONE_SIDED && self.may_promote(core, flow);
-        let again = match may_again {
-            true if flow.whose == Whose::Stopping => Promotion::Again,
-            true => Promotion::After(flow.replies.saturating_add(PROMOTE_AGAIN)),
-            false => Promotion::Never,
+        let again = if self.bar(core, flow).is_some() {
+            Promotion::Never
+        } else if one.leaves == Some(Demotion::OneSided) && one.end.is_none() {
+            self.try_out(core, slot, &one)
+        } else if flow.whose == Whose::Stopping {
+            Promotion::Again
+        } else {
+            let replies = flow.replies + PROMOTE_AGAIN;
+            Promotion::After(Due { replies, sent: 0, silence: one.silence })
         };
         self.set_promotion(slot, again);
         one.end
@@ -228,9 +256,9 @@ impl Flows {
             let place = self.promoted.next % all;
             self.promoted.next = place + 1;
             let One { slot, leaves, .. } = self.promoted.list[place];
-            let Some(flow) = self.flows.at(slot).filter(|_| !leaves) else { continue };
-            if !self.may_promote(core, flow) {
-                self.demote(core, slot);
+            let Some(flow) = self.flows.at(slot).filter(|_| leaves.is_none()) else { continue };
+            if let Some(why) = self.bar(core, flow) {
+                self.demote(core, slot, why);
             } else if !is_table_new {
                 core.push(self.upstream_token(flow.upstream), Op::Tally);
             }
@@ -238,8 +266,14 @@ impl Flows {
     }
 }
 
+/// The datagrams each way after which a flow is promoted.
+fn after(core: &Core, flow: &Flow) -> u32 {
+    let backend = core.tables.backend(flow.socket, flow.backend);
+    backend.map_or(u32::MAX, |backend| backend.fast_path_after)
+}
+
 /// Whether the listener asks nothing of each datagram.
-fn is_plain(listener: &Listener) -> bool {
+fn asks_nothing(listener: &Listener) -> bool {
     let limit = listener.limit_source.as_ref();
     let is_silent = |limit: &SourceLimit| limit.datagrams.is_none() && limit.bytes.is_none();
     listener.dns_guard.is_none() && limit.is_none_or(|limit| is_silent(limit))

@@ -305,6 +305,7 @@ mod tests {
             upstream_rest: 2_000,
             send_proxy: None,
             fast_path: false,
+            fast_path_after: 16,
             transparent: false,
             tls: None,
         };

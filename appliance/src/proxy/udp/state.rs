@@ -6,14 +6,14 @@ use config_sync::table::routing::EndpointId;
 use config_sync::table::steering::Share;
 use hashbrown::HashTable;
 
-use crate::contract::{Carried, Token};
+use crate::contract::{Carried, Side, Token};
 use crate::proxy::cause::Cause;
 use crate::proxy::slab::{NONE, Slab};
-use crate::proxy::udp::flow::Flow;
+use crate::proxy::udp::flow::{Flow, Silence};
 use crate::proxy::udp::newcomers::Newcomers;
 use crate::proxy::udp::ports::{From, Ports};
 use crate::proxy::udp::shared_sockets::Pairs;
-use crate::stats::records::CloseReason;
+use crate::stats::records::{CloseReason, Demotion};
 
 /// Microseconds. After an endpoint refused a datagram, a flow that leaves another closed port does
 /// not move to that endpoint for this long.
@@ -150,6 +150,8 @@ pub struct Sweep {
 #[derive(Debug, Default)]
 pub struct Promoted {
     pub list: Vec<One>,
+    /// Flows that the worker forwards again because one side was silent.
+    pub trials: Vec<Trial>,
     /// The place of the next flow to ask about.
     pub next: usize,
     /// How many flows have not been looked at since the last table, which may have changed what
@@ -166,11 +168,30 @@ pub struct One {
     /// What was counted already.
     pub seen: Carried,
     /// The flow's datagrams at the last count: of the client, and of the endpoint.
-    pub ways: (u32, u32),
-    /// Counts in a row that found datagrams of one side alone.
-    pub one_sided: u8,
+    pub ways: (u64, u64),
+    /// The one side that is heard, and since when, microseconds.
+    pub alone: Option<(Side, u64)>,
+    pub silence: Silence,
+    /// The kernel has begun to forward the flow.
+    pub is_taken: bool,
     /// The kernel was told to forward the flow no longer.
-    pub leaves: bool,
+    pub leaves: Option<Demotion>,
     /// The flow ends when it is demoted, for this cause.
     pub end: Option<Cause>,
+}
+
+/// What the worker hears of a flow of which the kernel heard one side alone.
+#[derive(Clone, Copy, Debug)]
+pub struct Trial {
+    /// The flow's slot and generation.
+    pub slot: u32,
+    pub generation: u32,
+    /// The side that the kernel heard.
+    pub talks: Side,
+    /// The flow's datagrams when the trial began: of the client, and of the endpoint.
+    pub ways: (u64, u64),
+    pub until: u64,
+    /// Since the flow was promoted, the kernel has carried datagrams of the silent side.
+    pub was_heard: bool,
+    pub silence: Silence,
 }

@@ -75,6 +75,7 @@ impl Flows {
             }
         }
         self.look_at_promoted(core);
+        self.look_at_trials(core);
         self.sweep.next = core.now + SWEEP_STEP;
     }
 

@@ -484,6 +484,7 @@ impl<'o> Pool<'o> {
             interface: None,
             shared_sockets: shared.then(|| at(true, &name)),
             upstream_rest: values.upstream_rest.filter(|_| udp).map(|rest| at(rest, &name)),
+            fast_path_after: None,
             fast_path: values
                 .fast_path
                 .filter(|_| udp && !shared && !transparent && values.send_proxy.is_none())

@@ -26,6 +26,8 @@ pub struct Faults {
     pub send_fails: u32,
     pub open_fails: u32,
     pub promote_fails: u32,
+    /// Promoted flows whose datagrams to the endpoint reach nobody.
+    pub promoted_breaks: u32,
     /// Events of a slot's earlier generation.
     pub dead: u32,
 }
@@ -51,6 +53,7 @@ impl Faults {
             open_fails: some(50),
             dead: some(300),
             promote_fails: some(300),
+            promoted_breaks: some(500),
         }
     }
 }

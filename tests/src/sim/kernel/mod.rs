@@ -26,6 +26,7 @@ use crate::sim::rng::Rng;
 use crate::sim::tcp::conn::{Conn, ConnId, EndpointMode};
 use crate::sim::tcp::session::Session;
 use crate::sim::udp::datagram::{Datagram, Exchange, HeldBuffer, Pair, Path};
+use crate::sim::udp::may_promote::MayPromote;
 use crate::sim::udp::train::Train;
 use crate::sim::udp::upstream::{Promoted, Upstream, Use};
 
@@ -147,6 +148,9 @@ pub struct Kernel {
     pub(crate) promoted: BTreeMap<u32, Promoted>,
     /// Datagrams that it has forwarded so.
     pub carried: u64,
+    pub may_promote: MayPromote,
+    /// How often each exchange was demoted.
+    pub(crate) demotions: BTreeMap<Exchange, u32>,
     /// Source ports that upstream sockets may have.
     pub ports: u32,
     /// When a source port may be asked for again after none was free, microseconds, and in which
@@ -172,6 +176,8 @@ pub struct Kernel {
     pub moves: Vec<(Exchange, SocketAddr, SocketAddr)>,
     /// The endpoints of flows that are not known to be over.
     pub(crate) homes: BTreeMap<Exchange, SocketAddr>,
+    /// When these flows began, microseconds.
+    pub(crate) begun: BTreeMap<Exchange, u64>,
     /// Upstream tokens with an `Open` that failed in this turn: ops pushed with it are void.
     pub(crate) open_failed: Vec<Token>,
     pub(crate) buffers: BTreeMap<u16, HeldBuffer>,
@@ -216,6 +222,8 @@ impl Kernel {
             upstreams: BTreeMap::new(),
             promoted: BTreeMap::new(),
             carried: 0,
+            may_promote: MayPromote::default(),
+            demotions: BTreeMap::new(),
             ports: limits.flows + SHARED_SOCKETS,
             no_ports: (0, 0),
             rests: BTreeMap::new(),
@@ -227,6 +235,7 @@ impl Kernel {
             given: Vec::new(),
             moves: Vec::new(),
             homes: BTreeMap::new(),
+            begun: BTreeMap::new(),
             open_failed: Vec::new(),
             buffers: BTreeMap::new(),
             trains: Vec::new(),

@@ -10,9 +10,9 @@ use config_sync::table::load::NO_LIMIT;
 use config_sync::table::ranges::Access;
 use config_sync::table::rate::Rate;
 use config_sync::table::routing::{
-    AcceptProxy, Backend, BackendId, Fallback, Hosts, Limits, Listener, ListenerId, OnRefusal,
-    OnUnavailable, Protocol, Route, RouteBalance, RouteId, RoutingTable, Socket, SocketId, Sources,
-    Timeouts, Transport, WeightedBackend,
+    AcceptProxy, Backend, BackendId, Endpoint, Fallback, Hosts, Limits, Listener, ListenerId,
+    OnRefusal, OnUnavailable, Protocol, Route, RouteBalance, RouteId, RoutingTable, Socket,
+    SocketId, Sources, Timeouts, Transport, WeightedBackend,
 };
 use config_sync::table::source_limit::{SourceLimit, SourceRecords};
 
@@ -43,6 +43,9 @@ pub struct Setup {
     pub responses: u32,
     /// UDP: shared upstream sockets, with these addresses.
     pub source: Option<Sources>,
+    /// UDP: the datagrams each way after which the kernel forwards a flow. 0: the worker forwards
+    /// all.
+    pub fast_path_after: u32,
     /// Whether clients of the loopback network are denied.
     pub denied: bool,
     /// TLS: whether clients without a ClientHello have the same backend too.
@@ -89,6 +92,14 @@ impl Setup {
 
     fn first_route(&self) -> Route {
         if self.passes_on { passing_route() } else { route(0) }
+    }
+
+    fn backend(&self, id: BackendId, endpoints: &[Endpoint]) -> Backend {
+        Backend {
+            fast_path: self.fast_path_after > 0 && self.source.is_none(),
+            fast_path_after: self.fast_path_after,
+            ..backend::plain_backend(id, endpoints.to_vec())
+        }
     }
 
     pub fn table(&self, address: SocketAddr, endpoints: &[SocketAddr]) -> RoutingTable {
@@ -153,9 +164,9 @@ impl Setup {
                     source: self.source.into_iter().collect(),
                     shared_sockets: self.source.is_some(),
                     limit,
-                    ..backend::plain_backend(BackendId(0), own.to_vec())
+                    ..self.backend(BackendId(0), own)
                 },
-                backend::plain_backend(BackendId(1), others.to_vec()),
+                self.backend(BackendId(1), others),
             ],
             sources: Some(sources),
             ..RoutingTable::empty()
@@ -229,6 +240,7 @@ pub(super) const TCP: Setup = Setup {
     flow_timeout: 0,
     responses: 0,
     source: None,
+    fast_path_after: 0,
     denied: false,
     falls_back: false,
     alpn: None,

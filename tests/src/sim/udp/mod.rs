@@ -1,6 +1,7 @@
 //! The UDP half of the simulated kernel: listening and upstream sockets, receive buffers, trains.
 
 pub mod datagram;
+pub mod may_promote;
 mod moving;
 mod open;
 mod peer;

@@ -66,6 +66,8 @@ impl Kernel {
         self.forwards_no_more(client);
         // The next flow of the client may begin anywhere.
         self.homes.retain(|exchange, _| exchange.source() != client);
+        self.begun.retain(|exchange, _| exchange.source() != client);
+        self.demotions.retain(|exchange, _| exchange.source() != client);
         self.moves.retain(|(exchange, ..)| exchange.source() != client);
         for upstream in self.upstreams.values_mut() {
             if upstream.serves.is_some_and(|e| e.source() == client) {

@@ -9,6 +9,10 @@ use crate::sim::kernel::{Kernel, Turn};
 use crate::sim::udp::datagram::{Datagram, Path};
 use crate::sim::udp::upstream::Promoted;
 
+/// Microseconds for which one side of a flow may go on alone; it doubles each time, up to four
+/// times.
+const ALONE: u64 = 3_000_000;
+
 impl Kernel {
     pub(crate) fn promote(
         &mut self,
@@ -23,9 +27,23 @@ impl Kernel {
         let path = Path { port: upstream.port, endpoint, local: None };
         assert_eq!((exchange.client, exchange.local), (client, listener.ip()), "another's flow");
         assert_eq!(exchange.says, None, "Promote of a flow behind a proxy");
+        let may_promote = &self.may_promote;
+        assert!(may_promote.has(&exchange, endpoint), "Promote of a flow that the table bars");
+        let begun = self.begun[&exchange];
+        let since = may_promote.total_bytes_since;
+        assert!(since.is_none_or(|since| begun <= since), "Promote of a flow whose bytes count");
         let done = !self.rng.per_mille(self.faults.promote_fails);
         if done {
-            let promoted = Promoted { exchange, path, carried: Carried::default() };
+            let promoted = Promoted {
+                exchange,
+                path,
+                carried: Carried::default(),
+                told: Carried::default(),
+                is_broken: self.rng.per_mille(self.faults.promoted_breaks),
+                alone: None,
+                has_other_way: false,
+                is_overdue: false,
+            };
             let before = self.promoted.insert(token.slot, promoted);
             assert!(before.is_none(), "Promote of a promoted flow");
         }
@@ -36,15 +54,45 @@ impl Kernel {
 
     pub(crate) fn tally(&mut self, token: Token, turn: &mut Turn) {
         self.upstream(token);
-        let carried = self.promoted.get(&token.slot).map(|of| of.carried).unwrap_or_default();
+        let carried = match self.promoted.get_mut(&token.slot) {
+            Some(of) => {
+                let times = self.demotions.get(&of.exchange).copied().unwrap_or(0);
+                of.is_told(self.now, ALONE << times.min(4));
+                of.carried
+            }
+            None => Carried::default(),
+        };
         self.event(token, Event::Carried(carried), turn);
     }
 
     pub(crate) fn demote(&mut self, token: Token, turn: &mut Turn) {
         self.upstream(token);
-        let carried = self.promoted.remove(&token.slot).map(|of| of.carried).unwrap_or_default();
-        self.coverage.hit(State::Live, Fault::Demoted);
+        let promoted = self.promoted.remove(&token.slot);
+        if let Some(of) = &promoted {
+            *self.demotions.entry(of.exchange).or_default() += 1;
+        }
+        let carried = promoted.map(|of| of.carried).unwrap_or_default();
         self.event(token, Event::Demoted(carried), turn);
+    }
+
+    /// The proxy has forwarded datagrams of a flow, which may be promoted.
+    pub(super) fn went_through_sockets(&mut self, slot: u32) {
+        if let Some(of) = self.promoted.get_mut(&slot) {
+            of.has_other_way = true;
+        }
+    }
+
+    /// After a turn in which all was carried out that the tables asked for: the table allows what
+    /// the kernel forwards, both sides are heard, and no endpoint has said that its port is closed.
+    pub fn check_promoted(&self) {
+        for (slot, of) in &self.promoted {
+            let is_allowed = self.may_promote.has(&of.exchange, of.path.endpoint);
+            assert!(is_allowed, "the table bars a flow that the kernel forwards: {of:?}");
+            assert!(!of.is_overdue, "one side of a promoted flow is not heard: {of:?}");
+            let token = self.upstreams[slot].token;
+            let is_refused = self.refused.contains_key(&token);
+            assert!(!is_refused, "the kernel forwards to a closed port: {of:?}");
+        }
     }
 
     /// Forwards a client's datagrams, if their flow is promoted. Some are of a kind that the kernel
@@ -58,8 +106,9 @@ impl Kernel {
         of.carried.up += u64::from(datagram.count);
         of.carried.bytes_up += u64::from(datagram.bytes);
         self.carried += u64::from(datagram.count);
-        let path = of.path;
-        self.sent_up.push((path, datagram));
+        if !of.is_broken {
+            self.sent_up.push((of.path, datagram));
+        }
         true
     }
 
@@ -82,5 +131,21 @@ impl Kernel {
     pub(super) fn forwards_no_more(&self, client: SocketAddr) {
         let promoted = self.promoted.values().find(|of| of.exchange.source() == client);
         assert!(promoted.is_none(), "an ended flow is forwarded: {promoted:?}");
+    }
+}
+
+impl Promoted {
+    /// The proxy gets to know what was carried. `most`: microseconds for which one side may go on
+    /// alone.
+    fn is_told(&mut self, now: u64, most: u64) {
+        let told = std::mem::replace(&mut self.told, self.carried);
+        let (up, down) = (self.carried.up > told.up, self.carried.down > told.down);
+        if up && down || std::mem::take(&mut self.has_other_way) {
+            self.alone = None;
+        } else if up || down {
+            let goes_on = self.alone.filter(|(is_client, _)| *is_client == up);
+            let (_, since) = *self.alone.insert(goes_on.unwrap_or((up, now)));
+            self.is_overdue = now - since >= most;
+        }
     }
 }

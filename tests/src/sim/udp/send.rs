@@ -31,6 +31,7 @@ impl Kernel {
         if self.refused.remove(&token).is_some_and(|turn| turn < self.turn) {
             self.fed.push((endpoint, exchange));
         }
+        self.went_through_sockets(token.slot);
         let used = Use { slot: token.slot, exchange, ended: None };
         if let Some(before) = self.used.insert((path.port, endpoint), used) {
             let gives_way = before.gives_way(exchange, self.now, self.rest_of(endpoint));
@@ -138,6 +139,7 @@ impl Kernel {
         {
             used.ended.get_or_insert(self.now);
         }
+        self.begun.entry(datagram.exchange).or_insert(self.now);
         let before = self.homes.insert(datagram.exchange, path.endpoint);
         if let Some(before) = before.filter(|before| *before != path.endpoint) {
             self.moves.push((datagram.exchange, before, path.endpoint));
@@ -195,6 +197,7 @@ impl Kernel {
             }
         };
         assert_eq!(slot, from, "SendDown names another upstream slot");
+        self.went_through_sockets(slot);
         assert!(!datagram.truncated, "a truncated datagram is forwarded");
         assert_eq!(peer, client, "a reply reaches another client (quarantine)");
         assert_eq!(token, Token::socket(socket), "a reply leaves by another listening socket");

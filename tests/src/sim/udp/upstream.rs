@@ -88,4 +88,14 @@ pub(crate) struct Promoted {
     pub(super) exchange: Exchange,
     pub(super) path: Path,
     pub(super) carried: Carried,
+    /// What was carried by the last `Tally`.
+    pub(super) told: Carried,
+    /// What it sends to the endpoint reaches nobody.
+    pub(super) is_broken: bool,
+    /// Whether the client or the endpoint alone is heard, and since when, microseconds.
+    pub(super) alone: Option<(bool, u64)>,
+    /// Datagrams have gone through sockets since the last `Tally`.
+    pub(super) has_other_way: bool,
+    /// One side has been alone for too long.
+    pub(super) is_overdue: bool,
 }

@@ -401,6 +401,8 @@ impl Check {
             assert_eq!(gauge.get(), 0, "{name} after the end");
         }
         assert_eq!(counters.carried.get(), kernel.carried, "what the kernel has forwarded");
+        let demotions: u64 = counters.demotions.iter().map(Counter::get).sum();
+        assert_eq!(counters.promotions.get(), demotions, "promotions and demotions");
         self.asked.at_the_end();
         self.check_sums(counters);
         self.check_datagrams(counters, kernel);

@@ -22,8 +22,9 @@ use ringway::contract::{Op, Token};
 use ringway::proxy::Proxy;
 use ringway::proxy::table_queue::TableQueue;
 use ringway::stats::counters::Counters;
+use ringway::stats::records::Demotion;
 
-use crate::sim::coverage::{Coverage, Fault};
+use crate::sim::coverage::{Coverage, Fault, State};
 use crate::sim::endpoints::endpoint_at;
 use crate::sim::kernel::faults::Faults;
 use crate::sim::kernel::{Kernel, Turn};
@@ -264,8 +265,12 @@ impl World {
         }
     }
 
-    fn finish(self) -> Outcome {
+    fn finish(mut self) -> Outcome {
         self.kernel.check_empty();
+        for why in Demotion::ALL {
+            let times = self.counters.demotions[*why as usize].get();
+            self.kernel.coverage.add(State::Live, Fault::Demoted(*why), times);
+        }
         self.check.at_the_end(&self.kernel, &self.counters);
         for load in self.model.backends.iter().flat_map(|backend| &backend.loads) {
             assert_eq!(load.sessions.get(), 0, "sessions of an endpoint after the end");

@@ -59,6 +59,7 @@ impl World {
         // A copy: at the end it is checked that nobody holds a table any more.
         self.latest = Some(Arc::new((*table).clone()));
         self.settled = None;
+        self.kernel.may_promote.table_applied(&table, now);
         self.proxy.apply(now, table, &mut self.ops);
     }
 }

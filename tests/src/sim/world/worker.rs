@@ -136,6 +136,7 @@ impl World {
             let is_deaf = moves.hearing != Hearing::Hears;
             self.kernel.check_armed(is_deaf, moves.may_pause(self.kernel.now));
             self.kernel.check_listening(&self.in_force, &self.leaving);
+            self.kernel.check_promoted();
         }
     }
 
