@@ -350,12 +350,7 @@ pub(super) const METRICS: &[Metric] = &[
         "Datagrams on shared upstream sockets that came from no flow's endpoint, or to an address \
          that it has no flow from: dropped.",
     ),
-    metric(
-        "ringway_fast_path_flows",
-        Gauge,
-        WORKER,
-        "UDP flows that the kernel forwards now (`fast_path`).",
-    ),
+    metric("ringway_fast_path_flows", Gauge, WORKER, "UDP flows that the kernel forwards now."),
     metric(
         "ringway_fast_path_promotions_total",
         Counter,
@@ -367,6 +362,12 @@ pub(super) const METRICS: &[Metric] = &[
         Counter,
         &[],
         "Times that the kernel could not begin to forward a UDP flow: the worker forwards it.",
+    ),
+    metric(
+        "ringway_fast_path_demotions_total",
+        Counter,
+        &["reason"],
+        "Times that the kernel ceased to forward a UDP flow, by reason.",
     ),
     metric(
         "ringway_fast_path_datagrams_total",

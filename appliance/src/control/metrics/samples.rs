@@ -22,7 +22,7 @@ use crate::control::metrics::endpoints::{self, Group};
 use crate::control::metrics::exposition::{Merged, Page};
 use crate::control::metrics::{kubernetes, process};
 use crate::stats::counters::{Counter, Counters, Histogram};
-use crate::stats::records::{CloseReason, DropReason};
+use crate::stats::records::{CloseReason, Demotion, DropReason};
 
 /// All values of a page besides [`Series`].
 pub struct Scrape<'a> {
@@ -76,6 +76,7 @@ impl Scrape<'_> {
             self.listener(&page, *id, listener);
         }
         self.unmatched(&page);
+        self.demotions(&page);
         endpoints::sessions(&page, self.workers, &series.groups(self.endpoint_labels));
         endpoints::queues(&page, &series.lines);
         endpoints::limits(&page, &series.limits);
@@ -225,6 +226,13 @@ impl Scrape<'_> {
                 let labels = &[name, ("reason", reason.word())];
                 page.set("ringway_datagrams_dropped_total", labels, dropped);
             }
+        }
+    }
+
+    fn demotions(&self, page: &Page) {
+        for why in Demotion::ALL {
+            let times = self.sum(|worker| &worker.demotions[*why as usize]);
+            page.set("ringway_fast_path_demotions_total", &[("reason", why.word())], times);
         }
     }
 
