@@ -9,6 +9,7 @@ mod clients;
 pub mod config;
 mod gateway;
 mod imposter;
+pub mod in_kernel;
 mod mariadb;
 mod namespace;
 mod nsd;
@@ -132,9 +133,10 @@ pub fn free_port() -> u16 {
     }
 }
 
-/// A loopback address with a port that nobody has.
+/// An address for a gateway, with a port that nobody has. It is of the loopback interface, except
+/// where gateways have another network.
 pub fn free_address() -> SocketAddr {
-    SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()))
+    SocketAddr::from((in_kernel::gateway_ip(), free_port()))
 }
 
 /// Runs `test` on a thread in a network namespace of its own, with nothing but a loopback
@@ -142,6 +144,7 @@ pub fn free_address() -> SocketAddr {
 pub fn in_own_network(test: impl FnOnce() + Send + 'static) {
     let inside = std::thread::spawn(|| {
         unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace (needs root)");
+        in_kernel::stay_apart();
         program("ip", &["link", "set", "lo", "up"]);
         test();
     });

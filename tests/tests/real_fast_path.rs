@@ -8,15 +8,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::UdpGsoSegment;
 use nix::unistd::Pid;
 use ringway_tests::real::config::{backend, listener, route};
+use ringway_tests::real::in_kernel::FORWARDING;
 use ringway_tests::real::{
     Folder, Gateway, Imposter, Launch, Metrics, Namespace, Server, SetWhenDropped, binary, connect,
     free_address, free_port, in_own_network, now, program, wait_until,
 };
-
-const FORWARDING: &str =
-    "for v in ipv4 ipv6; do echo 1 > /proc/sys/net/$v/conf/lo/forwarding; done";
 
 /// The client's and the servers' namespaces, joined to the gateway's.
 struct World {
@@ -482,5 +482,246 @@ fn without_the_right_to_it_it_says_so() {
         let metrics = gateway.metrics();
         assert_eq!(promotions(&metrics), 0);
         assert_eq!(metrics.value("ringway_datagrams_received_total", &[("side", "client")]), 100);
+    });
+}
+
+fn demotions(gateway: &Gateway, reason: &str) -> u64 {
+    gateway.metrics().value("ringway_fast_path_demotions_total", &[("reason", reason)])
+}
+
+/// A gateway whose listener has one promoted flow, and what stands around it.
+struct Game {
+    world: World,
+    at: SocketAddr,
+    gateway: Gateway,
+    servers: Vec<Server>,
+    player: Player,
+}
+
+impl Game {
+    /// `options`: keys of the listener.
+    fn promoted(options: &str, endpoints: usize) -> Self {
+        let world = World::new();
+        let (at, places) = places()[0];
+        let places = &places[..endpoints];
+        let servers = (0..).zip(places).map(|(mark, at)| world.server(at, mark)).collect();
+        let gateway = Launch::default().socket().start(&game(at, places, options, "auto"));
+        let mut player = world.player(at);
+        player.play(100);
+        assert_eq!((promotions(&gateway.metrics()), flows(&gateway)), (1, 1));
+        Self { world, at, gateway, servers, player }
+    }
+
+    fn reload(&self, options: &str, word: &str) {
+        self.gateway.reload(&game(self.at, &places()[0].1[..self.servers.len()], options, word));
+    }
+}
+
+fn game(at: SocketAddr, endpoints: &[&str], options: &str, word: &str) -> String {
+    let endpoints = endpoints.iter().map(|at| at.parse().expect("an address"));
+    listener("main", "UDP", at, options)
+        + &route("main", "main", &[("main", 1)], "")
+        + &backend("main", endpoints, &format!("fast_path = \"{word}\""))
+}
+
+#[test]
+fn a_reload_takes_flows_back_and_lists_say_where_they_are() {
+    in_own_network(|| {
+        let mut game = Game::promoted("", 1);
+        let states = |gateway: &Gateway| {
+            let rows = gateway.asks(&["flows"]);
+            let rows = rows.as_array().expect("rows").iter();
+            rows.map(|row| row["state"].as_str().expect("a state").to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(states(&game.gateway), ["in_kernel"]);
+        game.reload("", "off");
+        wait_until("the flow is the worker's", || flows(&game.gateway) == 0);
+        assert_eq!(states(&game.gateway), ["answered"]);
+        let before = carried(&game.gateway);
+        game.player.play(200);
+        assert_eq!(carried(&game.gateway), before);
+        // What counts each datagram is for the worker too.
+        game.reload("", "auto");
+        let mut second = game.world.player(game.at);
+        second.play(100);
+        assert_eq!(flows(&game.gateway), 1);
+        game.reload("limit_source = { bytes_per_second = 100000000 }", "auto");
+        wait_until("this one too", || flows(&game.gateway) == 0);
+        second.play(200);
+        assert_eq!(demotions(&game.gateway, "configuration"), 2);
+    });
+}
+
+#[test]
+fn a_listener_that_leaves_takes_its_flows_back() {
+    in_own_network(|| {
+        let mut game = Game::promoted("", 1);
+        let other = SocketAddr::new(game.at.ip(), free_port());
+        game.gateway.reload(&config("other", other, places()[0].1[0], "auto"));
+        wait_until("the flow is the worker's", || flows(&game.gateway) == 0);
+        assert_eq!(demotions(&game.gateway, "draining"), 1);
+        game.player.play(100);
+        let line = game.gateway.closed_for("drained");
+        let logged = (line.number("bytes_up"), line.number("bytes_down"));
+        assert_eq!(logged, (game.player.up, game.player.down));
+    });
+}
+
+#[test]
+fn an_operator_ends_a_promoted_flow() {
+    in_own_network(|| {
+        let mut game = Game::promoted("", 1);
+        game.player.play(500);
+        let killed = game.gateway.verb(&["kill", "--flows", "--listener", "main"]);
+        assert!(killed.status.success(), "{killed:?}");
+        let line = game.gateway.closed_for("killed");
+        let logged = (line.number("bytes_up"), line.number("bytes_down"));
+        assert_eq!(logged, (game.player.up, game.player.down));
+        assert_eq!((flows(&game.gateway), demotions(&game.gateway, "ended")), (0, 1));
+    });
+}
+
+/// The endpoint's ICMP comes to the flow's own socket, as on the worker's path.
+#[test]
+fn a_promoted_flow_leaves_a_closed_port() {
+    in_own_network(|| {
+        let mut game = Game::promoted("", 2);
+        let marks = game.player.play(50);
+        game.servers.remove(marks[0].into());
+        game.player.socket.set_read_timeout(Some(Duration::from_millis(100))).expect("a timeout");
+        let mut bytes = [0; 64];
+        wait_until("the other endpoint answers", || {
+            game.player.ask(b"anybody?", &mut bytes).is_some_and(|_| bytes[0] != marks[0])
+        });
+        assert_eq!(demotions(&game.gateway, "endpoint_refused"), 1);
+        game.player.socket.set_read_timeout(Some(Duration::from_secs(2))).expect("a timeout");
+        game.player.play(100);
+        wait_until("the flow is promoted again", || promotions(&game.gateway.metrics()) == 2);
+    });
+}
+
+/// A promoted flow keeps its place within the limit of its source.
+#[test]
+fn a_promoted_flow_counts_for_its_source() {
+    in_own_network(|| {
+        let mut game = Game::promoted("flow_timeout = \"2s\"\nlimit_source = { sessions = 1 }", 1);
+        let mut second = game.world.player(game.at);
+        second.socket.set_read_timeout(Some(Duration::from_millis(200))).expect("a timeout");
+        let mut bytes = [0; 64];
+        for _ in 0..15 {
+            game.player.play(10);
+            assert_eq!(second.ask(b"another", &mut bytes), None);
+        }
+        wait_until("the place is free", || second.ask(b"another", &mut bytes).is_some());
+        let lines = game.gateway.log();
+        let line = lines.iter().find(|line| line.text("reason") == Some("flow_timeout"));
+        assert_eq!(line.expect("its line").number("bytes_up"), game.player.up);
+    });
+}
+
+/// The kernel answers from the address that the client has sent to.
+#[test]
+fn flows_of_a_wildcard_listener_are_forwarded() {
+    in_own_network(|| {
+        let world = World::new();
+        program("ip", &["address", "add", "10.1.0.9/24", "dev", "clients"]);
+        let (at, places) = places()[0];
+        let _server = world.server(places[0], 0);
+        let any = SocketAddr::new([0, 0, 0, 0].into(), at.port());
+        let gateway = Gateway::start(&game(any, &places[..1], "", "required"));
+        // A connected socket hears nothing from another address.
+        for address in ["10.1.0.1", "10.1.0.9"] {
+            let at = SocketAddr::new(address.parse().expect("an address"), at.port());
+            assert_eq!(world.player(at).play(200), [0]);
+        }
+        assert_eq!((promotions(&gateway.metrics()), flows(&gateway)), (2, 2));
+        wait_until("the kernel has forwarded them", || carried(&gateway) > 600);
+    });
+}
+
+/// A train that its client hands to the kernel as one buffer (`UDP_SEGMENT`).
+#[test]
+fn trains_are_forwarded_whole() {
+    in_own_network(|| {
+        let game = Game::promoted("", 1);
+        let before = carried(&game.gateway);
+        setsockopt(&game.player.socket, UdpGsoSegment, &1_000).expect("Linux 4.18");
+        let train: Vec<u8> = (0..4_500).map(|at: usize| (at / 7).to_le_bytes()[0]).collect();
+        for round in 0..50 {
+            game.player.socket.send(&train).expect("sending");
+            let mut got: Vec<u8> = Vec::new();
+            for _ in 0..5 {
+                let mut bytes = [0; 2_000];
+                let len = game.player.socket.recv(&mut bytes).expect("an answer");
+                got.extend(&bytes[1..len]);
+            }
+            assert_eq!(got, train, "round {round}");
+        }
+        wait_until("each datagram was counted", || carried(&game.gateway) >= before + 500);
+    });
+}
+
+/// A link behind the gateway, and one behind a router, take smaller packets than the client's.
+#[test]
+fn packets_that_do_not_fit_go_through_the_worker() {
+    in_own_network(|| {
+        let mut game = Game::promoted("", 1);
+        let large = vec![7; 1_400];
+        let mut bytes = [0; 2_000];
+        let passes = |game: &mut Game, bytes: &mut [u8]| {
+            game.player.ask(&large, bytes) == Some(large.len() + 1)
+        };
+        assert!(passes(&mut game, &mut bytes));
+        program("ip", &["link", "set", "servers", "mtu", "1300"]);
+        game.world.servers.run(|| program("ip", &["link", "set", "eth0", "mtu", "1300"]));
+        // Within a second, all is counted.
+        let counted = Duration::from_millis(1_200);
+        std::thread::sleep(counted);
+        let before = carried(&game.gateway);
+        for _ in 0..50 {
+            assert!(passes(&mut game, &mut bytes));
+        }
+        std::thread::sleep(counted);
+        assert_eq!(carried(&game.gateway), before, "the worker sends them in fragments");
+        assert_eq!(flows(&game.gateway), 1, "and the flow stays promoted");
+        game.player.play(100);
+        wait_until("small ones are the kernel's", || carried(&game.gateway) > before + 100);
+    });
+}
+
+/// The router's ICMP comes to the gateway, which the client never hears of.
+#[test]
+fn a_smaller_link_behind_a_router_is_learned() {
+    in_own_network(|| {
+        let world = World::new();
+        let far = world.servers.run(|| {
+            let far = Namespace::new();
+            far.join("far", "10.3.0", "fd03");
+            program("ip", &["link", "set", "far", "mtu", "1300"]);
+            program("sh", &["-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"]);
+            far
+        });
+        program("ip", &["route", "add", "10.3.0.0/24", "via", "10.2.0.2"]);
+        let endpoint = "10.3.0.2:9000";
+        let _server = far.run(move || {
+            let at = endpoint.parse().expect("an address");
+            Server::udp_at(at, |socket, bytes, peer| {
+                let _ = socket.send_to(&[&[0], &bytes[..8]].concat(), peer);
+            })
+        });
+        let at = places()[0].0;
+        let gateway = Gateway::start(&game(at, &[endpoint], "", "required"));
+        let mut player = world.player(at);
+        let mut bytes = [0; 64];
+        for _ in 0..100 {
+            assert!(player.ask(b"eight of", &mut bytes).is_some());
+        }
+        assert_eq!(flows(&gateway), 1);
+        player.socket.set_read_timeout(Some(Duration::from_millis(200))).expect("a timeout");
+        let large = vec![7; 1_400];
+        wait_until("a large one arrives", || player.ask(&large, &mut bytes).is_some());
+        for _ in 0..20 {
+            assert!(player.ask(&large, &mut bytes).is_some());
+        }
     });
 }

@@ -2,6 +2,8 @@
 
 use std::net::SocketAddr;
 
+use super::in_kernel;
+
 /// One listener, route and backend, all named `main`. `options` are the listener's.
 pub fn forward(
     protocol: &str,
@@ -9,9 +11,10 @@ pub fn forward(
     to: impl IntoIterator<Item = SocketAddr>,
     options: &str,
 ) -> String {
+    let keys = if protocol == "UDP" { in_kernel::keys("") } else { "" };
     listener("main", protocol, from, options)
         + &route("main", "main", &[("main", 1)], "")
-        + &backend("main", to, "")
+        + &plain_backend("main", to, keys)
 }
 
 /// `options`: further lines of the listener's table.
@@ -34,8 +37,17 @@ pub fn route(name: &str, listener: &str, backends: &[(&str, u32)], options: &str
     )
 }
 
-/// `options`: further lines of the backend's table.
+/// `options`: further lines of the backend's table. Where gateways forward in the kernel, all tests
+/// are about UDP.
 pub fn backend(
+    name: &str,
+    endpoints: impl IntoIterator<Item = SocketAddr>,
+    options: &str,
+) -> String {
+    plain_backend(name, endpoints, &format!("{}{options}", in_kernel::keys(options)))
+}
+
+fn plain_backend(
     name: &str,
     endpoints: impl IntoIterator<Item = SocketAddr>,
     options: &str,

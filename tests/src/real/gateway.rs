@@ -11,7 +11,7 @@ use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::{Folder, binary, deadline, free_address, limited, wait_for, wait_until};
+use super::{Folder, binary, deadline, free_address, in_kernel, limited, wait_for, wait_until};
 
 /// A running gateway. Killed when dropped; what it said is printed if the test has failed.
 #[derive(Debug)]
@@ -105,16 +105,20 @@ impl Launch {
         let program = if self.wrapper.is_empty() { binary() } else { copy_of_binary(&folder) };
         let words: Vec<_> =
             self.wrapper.iter().cloned().chain([program.display().to_string()]).collect();
-        let child = Command::new(&words[0])
+        let mut command = Command::new(&words[0]);
+        command
             .args(&words[1..])
             .args(["run", "--config"])
             .arg(&file)
             .args(masked())
             .stdin(Stdio::null())
             .stdout(if self.blocked_log { Stdio::piped() } else { Stdio::null() })
-            .stderr(File::create(folder.file("stderr")).expect("a temporary file"))
-            .spawn()
-            .unwrap_or_else(|error| panic!("starting {words:?}: {error}"));
+            .stderr(File::create(folder.file("stderr")).expect("a temporary file"));
+        let child = match in_kernel::gateways() {
+            Some(namespace) => namespace.run(move || command.spawn()),
+            None => command.spawn(),
+        };
+        let child = child.unwrap_or_else(|error| panic!("starting {words:?}: {error}"));
         let mut gateway = Gateway { child, folder, admin, head, file: name };
         wait_until("the gateway is ready", || {
             if let Some(status) = gateway.child.try_wait().expect("its status") {
@@ -238,8 +242,18 @@ impl Gateway {
 
     /// SIGTERM, and exit code 0 once everything has drained. Returns the whole access log.
     pub fn stop(mut self) -> Vec<LogLine> {
+        self.report();
         self.signal(Signal::SIGTERM);
         self.wait()
+    }
+
+    fn report(&self) {
+        if in_kernel::gateways().is_some()
+            && let Some((200, text)) = self.get("/metrics")
+        {
+            let metrics = Metrics::parse(&text);
+            in_kernel::report(metrics.value("ringway_fast_path_promotions_total", &[]));
+        }
     }
 
     /// Waits for exit code 0. Returns the whole access log.
@@ -342,6 +356,9 @@ impl Drop for Gateway {
     fn drop(&mut self) {
         // Where something was lost, one of the counters says why.
         let metrics = std::thread::panicking().then(|| self.get("/metrics"));
+        if self.child.try_wait().is_ok_and(|ended| ended.is_none()) {
+            self.report();
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
         self.end_line();

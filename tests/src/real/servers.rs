@@ -11,6 +11,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use socket2::{Domain, SockRef, Socket, Type};
 
+use super::in_kernel::own_ip;
 use super::wait_until;
 
 /// A server on threads of the test. Stops listening when dropped; connections that are open go on
@@ -54,7 +55,7 @@ impl Server {
 
     /// Calls `handler` with each datagram.
     pub fn udp(handler: impl FnMut(&UdpSocket, &[u8], SocketAddr) + Send + 'static) -> Self {
-        Self::udp_at((Ipv4Addr::LOCALHOST, 0).into(), handler)
+        Self::udp_at((own_ip(), 0).into(), handler)
     }
 
     pub fn udp_at(
