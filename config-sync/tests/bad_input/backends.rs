@@ -53,7 +53,7 @@ const BACKEND: &[(&str, &str)] = &[
     ("fast_path = true", "must be a string, not true or false"),
     ("fast_path = \"on\"", "must be \"off\" or \"auto\" or \"required\", not \"on\""),
     ("fast_path_after = 0", "must be a whole number, 1 to 1000000, not 0"),
-    ("fast_path_after = \"16\"", "must be a whole number, not a string"),
+    ("fast_path_after = \"16\"", "must be a whole number, 1 to 1000000, not a string"),
     ("congestion = \"nope\"", "this kernel has no \"nope\" loaded; it has reno, cubic"),
     ("send_proxy = \"v3\"", "must be \"v1\" or \"v2\", not \"v3\""),
     ("proxy_tlvs = [\"crc32c\"]", "needs send_proxy = \"v2\": version 1 has no room for them"),
