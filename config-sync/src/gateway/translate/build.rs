@@ -8,6 +8,7 @@ use crate::check::reaches;
 use crate::gateway::status::Kind;
 use crate::gateway::translate::backend_tls::BackendTls;
 use crate::gateway::translate::backends::{self, Destination, Found, To, Way};
+use crate::gateway::translate::checks;
 use crate::gateway::translate::fallback::{self, Fallbacks};
 use crate::gateway::translate::index::{Index, key};
 use crate::gateway::translate::listeners::{Entry, Listeners, Protocol};
@@ -15,7 +16,7 @@ use crate::gateway::translate::places::at;
 use crate::gateway::translate::policy::{Policies, PolicyTarget, Unchecked};
 use crate::gateway::translate::routes::{Routed, Served, title};
 use crate::gateway::translate::settings::Settings;
-use crate::gateway::translate::values::{BackendValues, Check, Fallback};
+use crate::gateway::translate::values::{BackendValues, Fallback};
 use crate::gateway::translate::verdict::Fault;
 use crate::model::backend::{self, Backend, Balance, CONNECT_ATTEMPTS, CONNECT_TIMEOUT};
 use crate::model::config::Config;
@@ -322,7 +323,7 @@ impl<'o> Build<'_, 'o> {
                 };
                 let endpoints = pool.endpoints(*destination, self);
                 let check = values.health_check.as_ref();
-                let why = check.and_then(|check| unchecked(check, udp, tls.is_some()));
+                let why = check.and_then(|check| checks::unfit(check, udp, tls.is_some()));
                 let name =
                     pool.backend(&destination.name(), Contents { udp, values, tls, endpoints });
                 if let (Some(why), Some(policy)) = (why, self.policies.checking(&aims)) {
@@ -495,7 +496,7 @@ impl<'o> Pool<'o> {
             transparent: transparent.then(|| at(true, &name)),
             health_check: values
                 .health_check
-                .filter(|check| unchecked(check, udp, has_tls).is_none())
+                .filter(|check| checks::unfit(check, udp, has_tls).is_none())
                 .map(|check| at(check.asked, &name)),
             when_gone: WhenGone {
                 on_down: values.on_down.map(|asked| at(asked, &name)),
@@ -571,27 +572,6 @@ fn endpoint(found: &Found<'_>, values: &BackendValues, of: &str) -> Endpoint {
         max_sessions: most.filter(|most| *most > 0),
         ..Endpoint::at(at(found.address.clone(), of))
     }
-}
-
-/// Why a policy's health check can't check a backend. The policy may be for many backends.
-fn unchecked(check: &Check, udp: bool, has_tls: bool) -> Option<&'static str> {
-    let Check { asked: check, lacks_ca } = check;
-    if udp && check.port == 0 && !check.speaks_udp() {
-        return Some("a check by TCP of a UDP port needs the field port");
-    }
-    if !check.verify || !check.speaks_tls(has_tls) {
-        let message = "caCertificateRefs and serverName are for checks by TLS, and the check \
-                       speaks none; write tls: true";
-        let has_names = check.ca.is_some() || *lacks_ca || check.server_name.is_some();
-        return (check.verify && has_names).then_some(message);
-    }
-    if *lacks_ca {
-        return Some("none of the caCertificateRefs can be used");
-    }
-    (!has_tls && check.server_name.is_none()).then_some(
-        "the check speaks TLS, and no BackendTLSPolicy applies that says which certificates are \
-         good; write caCertificateRefs and serverName, or verify: false to take any",
-    )
 }
 
 /// The header's version: version 1 has no word for UDP, so UDP gets version 2.

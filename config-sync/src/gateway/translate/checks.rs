@@ -38,6 +38,27 @@ pub(super) fn resolved(object: &L4Policy, index: &Index<'_>) -> Vec<Verdict> {
     verdicts.collect()
 }
 
+/// Why a policy's health check can't check a backend. The policy may be for many backends.
+pub(super) fn unfit(check: &Check, udp: bool, has_tls: bool) -> Option<&'static str> {
+    let Check { asked: check, lacks_ca } = check;
+    if udp && check.port == 0 && !check.speaks_udp() {
+        return Some("a check by TCP of a UDP port needs the field port");
+    }
+    if !check.verify || !check.speaks_tls(has_tls) {
+        let message = "caCertificateRefs and serverName are for checks by TLS, and the check \
+                       speaks none; write tls: true";
+        let has_names = check.ca.is_some() || *lacks_ca || check.server_name.is_some();
+        return (check.verify && has_names).then_some(message);
+    }
+    if *lacks_ca {
+        return Some("none of the caCertificateRefs can be used");
+    }
+    (!has_tls && check.server_name.is_none()).then_some(
+        "the check speaks TLS, and no BackendTLSPolicy applies that says which certificates are \
+         good; write caCertificateRefs and serverName, or verify: false to take any",
+    )
+}
+
 fn authority(reference: &AuthorityRef, namespace: &str, index: &Index<'_>) -> Result<Pem, Fault> {
     let AuthorityRef { group, kind, name } = reference.clone();
     certificates::authority(&ObjectRef { group, kind, name, namespace: None }, namespace, index)
