@@ -5,7 +5,6 @@
 mod accept;
 mod act;
 mod paper;
-mod ring;
 mod thread;
 
 use std::sync::Barrier;
@@ -15,7 +14,6 @@ use std::time::Duration;
 use clap::Args;
 
 use crate::contention::act::{Act, Batch, Shared, With, batch};
-use crate::contention::ring::Kept;
 use crate::contention::thread::cpu;
 use crate::stats::median;
 
@@ -38,11 +36,9 @@ pub struct Options {
 /// A run, and the name of its row.
 type Run = (&'static str, Act, With);
 
-const RUNS: [Run; 16] = [
+const RUNS: [Run; 14] = [
     ("socket and close, one descriptor table", Act::Socket, With::All),
     ("socket and close, own tables", Act::Socket, With::Oneself),
-    ("the same through rings, one table", Act::Ring(Kept::Descriptor), With::All),
-    ("the same, direct descriptors", Act::Ring(Kept::Direct), With::All),
     ("receive nothing, one descriptor table", Act::Receive, With::All),
     ("receive nothing, own tables", Act::Receive, With::Oneself),
     ("connection, one group of listeners", Act::Connection, With::All),
@@ -61,7 +57,7 @@ const RUNS: [Run; 16] = [
 /// each number of listening sockets; and what follows for many workers.
 ///
 /// # Errors
-/// The kernel gives no sockets, no ring, or no own descriptor table.
+/// The kernel gives no sockets, or no own descriptor table.
 pub fn run(options: &Options) -> anyhow::Result<()> {
     let mut all = vec![vec![Vec::new(); options.threads.len()]; RUNS.len()];
     let mut groups = vec![vec![Vec::new(); options.sockets.len()]; GROUPS.len()];

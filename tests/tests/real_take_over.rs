@@ -307,8 +307,14 @@ impl Conversation {
         if act == DiesAfterFlows {
             return;
         }
-        let figures =
-            Figures { flow: 0, datagrams: [2, 2], bytes: [8, 8], last: micros(), refused: false };
+        let figures = Figures {
+            flow: 0,
+            datagrams: [2, 2],
+            bytes: [8, 8],
+            last: micros(),
+            refused: false,
+            promoted: false,
+        };
         self.say(&Message::Figures(vec![figures]), &[]);
         if act == DiesAfterFigures {
             return;

@@ -42,12 +42,14 @@ pub struct Looks {
     pub limits: Instant,
     /// A limit of the process is nearly reached.
     pub is_near: bool,
+    /// The process could count its files before.
+    pub has_counted: bool,
 }
 
 impl Looks {
     pub fn new() -> Self {
         let now = Instant::now();
-        Self { memory: now, limits: now, is_near: false }
+        Self { memory: now, limits: now, is_near: false, has_counted: false }
     }
 }
 
@@ -143,7 +145,7 @@ impl Reading {
         let at = |percent: u64| u128::from(self.most) * u128::from(percent);
         match was {
             _ if percent == 0 => false,
-            true => used >= at(percent.saturating_sub(RECOVERY)),
+            true => used >= at(percent.saturating_sub(RECOVERY).max(1)),
             false => used >= at(percent),
         }
     }
@@ -229,5 +231,6 @@ mod tests {
         assert_eq!([849, 850].map(|used| is_over(used, true)), [false, true]);
         assert!(!Reading { used: 2000, most: 1000 }.is_over(true, 0));
         assert!(!Reading { used: 0, most: 1000 }.is_over(false, 3));
+        assert!(!Reading { used: 0, most: 1000 }.is_over(true, 3), "it recovers");
     }
 }

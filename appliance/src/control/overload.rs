@@ -65,8 +65,10 @@ impl Control {
             Some(reading) => reading.is_over(was, percent).then_some((limit, reading)),
             None => None,
         });
-        // A process without a free file can't count its files.
-        let is_near = near.is_some() || was && percent > 0 && process::files().is_none();
+        // A process without a free file can't count its files any more.
+        let can_count = process::files().is_some();
+        let is_near = near.is_some() || percent > 0 && self.looks.has_counted && !can_count;
+        self.looks.has_counted |= can_count;
         match near.filter(|_| !was) {
             Some((limit, Reading { used, most })) => tracing::warn!(
                 "not ready: {used} of {most} are in use of the limit {limit} \

@@ -177,6 +177,7 @@ impl Control {
                 _ = daily.tick() => self.warn_of_certificates(),
                 Some(call) = self.live.next() => match call {
                     Call::Reload { confirmed, answer } => {
+                        self.log.reopen();
                         let wish = if confirmed { Wish::Confirmed } else { Wish::Reload };
                         _ = self.reload(&mut looking, &changes, (wish, Some(answer)));
                     }

@@ -16,10 +16,11 @@ impl Control {
             .collect();
         let found = self.pulse.look_now(&turns);
         let seconds = found.lasted.as_secs_f64();
+        let is_told = self.pulse.is_told && !self.board.handed_over.load(Ordering::Relaxed);
         for worker in found.hang {
             tracing::error!(
                 "worker {worker} hangs: it has made no turn for {seconds:.1} s{}",
-                match self.pulse.is_told {
+                match is_told {
                     true => "; systemd hears no more that this gateway lives",
                     false => "",
                 }
@@ -33,7 +34,7 @@ impl Control {
             return;
         }
         self.sync.wake_workers();
-        if self.pulse.is_told && !self.board.handed_over.load(Ordering::Relaxed) {
+        if is_told {
             systemd::tell("WATCHDOG=1");
         }
     }

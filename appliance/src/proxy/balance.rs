@@ -363,6 +363,11 @@ impl Balancer {
     pub fn closed(&mut self, endpoint: EndpointId) {
         self.endpoints[endpoint.index()].closed();
     }
+
+    /// The session that was counted comes to nothing, and the endpoint has not heard of it.
+    pub fn not_opened(&mut self, endpoint: EndpointId) {
+        self.endpoints[endpoint.index()].not_opened();
+    }
 }
 
 /// Maglev look-up: positions in the order of the table. If a position is passed over, the next one

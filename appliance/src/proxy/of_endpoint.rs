@@ -61,6 +61,14 @@ impl OfEndpoint {
         }
     }
 
+    /// Takes a session back of which the endpoint has heard nothing.
+    pub fn not_opened(&mut self) {
+        self.active -= 1;
+        if let Some(load) = &self.shared {
+            load.leave_unheard();
+        }
+    }
+
     pub fn has_limit(&self) -> bool {
         self.shared.as_ref().is_some_and(Load::has_limit)
     }

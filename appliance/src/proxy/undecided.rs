@@ -37,6 +37,9 @@ const PATIENCE: u64 = 5_000_000;
 /// only the places that are free before, because who makes room is gone in the next.
 const SHARE_OF_SOCKET: u32 = 2;
 
+/// A listening socket may have so many of a small table.
+const LEAST_OF_SOCKET: u32 = 8;
+
 /// Sessions that wait no more are left out of a socket's line once so large a part of its share has
 /// come. Until then they count.
 const LEFT_OUT_LATE: usize = 16;
@@ -91,7 +94,7 @@ impl Undecided {
             self.by_socket.resize_with(id.index() + 1, OfSocket::default);
         }
         self.in_sockets += 1;
-        let most = (sessions.limit() / SHARE_OF_SOCKET).max(1) as usize;
+        let most = (sessions.limit() / SHARE_OF_SOCKET).max(LEAST_OF_SOCKET) as usize;
         let of = &mut self.by_socket[id.index()];
         of.line.0.push_back(token);
         of.came += 1;

@@ -15,15 +15,12 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use socket2::Socket;
 
 use crate::contention::accept;
-use crate::contention::ring::{Kept, Ring};
 
 /// Something that workers do often.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Act {
     /// socket(2) and close(2): a place in the descriptor table.
     Socket,
-    /// The same two steps through an io_uring.
-    Ring(Kept),
     /// recv(2) from a socket that has nothing: a look at the descriptor table. While others share
     /// the table, the kernel counts who uses the socket.
     Receive,
@@ -127,10 +124,6 @@ pub fn batch(act: Act, with: With, shared: &Shared, thread: usize) -> anyhow::Re
             drop(socket(AddressFamily::Inet, SockType::Stream, flags, None)?);
             Ok(())
         }),
-        Act::Ring(kept) => {
-            let mut ring = Ring::new()?;
-            repeated(move || Ok(ring.open_and_close(kept)?))
-        }
         Act::Receive => {
             let socket = UdpSocket::bind(("127.0.0.1", 0))?;
             socket.set_nonblocking(true)?;

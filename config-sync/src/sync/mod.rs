@@ -55,6 +55,8 @@ pub struct ConfigSync {
     started_with: Option<Config>,
     /// A reload may take all listeners away, or most.
     allow_empty: bool,
+    /// The reload that is tried again may do so.
+    is_confirmed: bool,
     /// When to try again a reload that was refused for a reason that may pass.
     again: Backoff,
     /// The compiled table with all endpoints, up or down.
@@ -107,6 +109,7 @@ impl ConfigSync {
             in_force: None,
             started_with: None,
             allow_empty: false,
+            is_confirmed: false,
             again: Backoff::default(),
             whole: None,
             table: Arc::new(RoutingTable::empty()),
@@ -156,7 +159,7 @@ impl ConfigSync {
             source: self.source.clone(),
             names: Arc::clone(&self.names),
             resolved: Arc::new(self.lookups.resolve.resolved()),
-            allow_empty: self.allow_empty,
+            allow_empty: self.allow_empty || wish == Wish::Retry && self.is_confirmed,
             listeners: self.config().map_or(0, |before| before.listeners.len()),
             last: self.last.clone(),
         })
@@ -174,6 +177,7 @@ impl ConfigSync {
                 self.reloads_ok += 1;
                 self.last_error = None;
                 self.again = Backoff::default();
+                self.is_confirmed = false;
                 Outcome::Published { generation }
             }
             Err(refused) => self.refuse(refused, found.wish),
@@ -192,6 +196,8 @@ impl ConfigSync {
             true => self.again.failed(Instant::now()),
             false => self.again = Backoff::default(),
         }
+        let is_confirmed = wish == Wish::Confirmed || wish == Wish::Retry && self.is_confirmed;
+        self.is_confirmed = may_pass && is_confirmed;
         if wish == Wish::Retry && self.last_error.as_ref() == Some(&why) {
             return Outcome::Unchanged;
         }

@@ -66,6 +66,16 @@ impl Load {
         is_open
     }
 
+    /// Takes a session back that came to nothing before the endpoint heard of it.
+    pub fn leave_unheard(&self) {
+        self.sessions.sub(1);
+        if let Some(limit) = &self.limit
+            && let Some(rate) = limit.opening
+        {
+            rate.give_back(&limit.usage.opening, 1);
+        }
+    }
+
     /// Whether `enter` would find no place.
     pub fn is_full(&self, now: u64) -> bool {
         let is_over = |limit: &Limit| limit.over(now).is_some();
@@ -145,8 +155,12 @@ impl Limit {
 
     /// Why `enter` would give no place, without counting anything.
     pub fn over(&self, now: u64) -> Option<Over> {
-        let paid = self.usage.opening.load(Relaxed);
-        let too_fast = |rate: Rate| rate.after(paid, 1, now * 1_000).is_none();
+        let opening = &self.usage.opening;
+        // Who is passed over for this limit never takes of it, so the debt is forgiven here too.
+        let too_fast = |rate: Rate| {
+            rate.forgive(opening, now * 1_000);
+            rate.after(opening.load(Relaxed), 1, now * 1_000).is_none()
+        };
         match () {
             () if self.usage.sessions.get() >= self.sessions => Some(Over::Sessions),
             () if self.opening.is_some_and(too_fast) => Some(Over::Opening),
@@ -157,8 +171,8 @@ impl Limit {
     /// Microseconds until `enter` may give a place. `None`: it may do so now. `u64::MAX`: when a
     /// session ends.
     pub fn wait(&self, now: u64) -> Option<u64> {
-        let paid = self.usage.opening.load(Relaxed);
-        let until = |rate: Rate| rate.until(paid, 1, now * 1_000).div_ceil(1_000);
+        let paid = || self.usage.opening.load(Relaxed);
+        let until = |rate: Rate| rate.until(paid(), 1, now * 1_000).div_ceil(1_000);
         match self.over(now)? {
             Over::Sessions => Some(u64::MAX),
             Over::Opening => self.opening.map(until),

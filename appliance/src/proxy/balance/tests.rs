@@ -313,6 +313,15 @@ fn an_endpoint_whose_sessions_come_too_fast_is_passed_over() {
     assert_eq!(open(&mut balancer, &[EndpointId(1)]), None);
     let load = table.backends[0].loads[0].as_ref().unwrap();
     assert_eq!(load.sessions.get(), 4);
+    // What was taken before the clock was set back keeps nobody out for an hour.
+    balancer.unix -= 3_600_000_000;
+    assert_eq!(open(&mut balancer, &[EndpointId(1)]), None);
+    balancer.unix += 500_000;
+    assert_eq!(open(&mut balancer, &[EndpointId(1)]), Some(0));
+    // Nor does a session of which the endpoint has not heard.
+    balancer.not_opened(EndpointId(0));
+    assert_eq!(open(&mut balancer, &[EndpointId(1)]), Some(0));
+    assert_eq!(open(&mut balancer, &[EndpointId(1)]), None);
 }
 
 #[test]

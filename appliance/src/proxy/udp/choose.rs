@@ -70,7 +70,8 @@ impl Choice {
         ports: (&Ports, u64),
     ) -> Result<Self, Refusal> {
         let address = endpoint.address.for_client_of(port).and_then(|address| address.ip());
-        let address = address.ok_or(NO_ENDPOINT).inspect_err(|_| balancer.closed(endpoint.id))?;
+        let address =
+            address.ok_or(NO_ENDPOINT).inspect_err(|_| balancer.not_opened(endpoint.id))?;
         Ok(Self {
             route,
             backend: backend.id,

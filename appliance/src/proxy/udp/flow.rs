@@ -96,7 +96,7 @@ pub enum Promotion {
     Kernel(u32),
     /// By the worker since the flow has settled, until its client's next datagram
     /// (`Promoted::again_from`). The kernel forwarded the flow before.
-    Again,
+    Again(Silence),
 }
 
 /// When a flow is promoted.

@@ -479,9 +479,9 @@ impl Flows {
         let limit = core.tables.backend(flow.socket, choice.backend);
         let limit = limit.and_then(|backend| backend.limit.as_deref());
         let entered = enter(&mut flow.held, Scope::Backend, limit, now);
-        entered.inspect_err(|_| core.balancer.closed(choice.endpoint))?;
+        entered.inspect_err(|_| core.balancer.not_opened(choice.endpoint))?;
         let upstream = self.upstream_for(core, &choice);
-        flow.upstream = upstream.inspect_err(|_| core.balancer.closed(choice.endpoint))?;
+        flow.upstream = upstream.inspect_err(|_| core.balancer.not_opened(choice.endpoint))?;
         flow.held.count_endpoint(core, choice.endpoint);
         flow.introduce(core, choice.send_proxy);
         if choice.fast_path {

@@ -20,7 +20,7 @@ impl Flows {
         listener.bytes_up.add(u64::from(batch.bytes));
         core.counters.endpoint(flow.endpoint).bytes_up.add(u64::from(batch.bytes));
         let is_due = match flow.promotion {
-            Promotion::Again => core.now >= self.promoted.again_from,
+            Promotion::Again(_) => true,
             promotion => promotion.is_due(flow.sent, flow.replies),
         };
         let (upstream, buffer, mut part) = (flow.upstream, batch.buffer, batch.part);

@@ -59,7 +59,7 @@ impl Flows {
         let upstream = choice.and_then(|choice| {
             self.enter(core, slot, &choice)?;
             let upstream = self.upstream_for(core, &choice);
-            let upstream = upstream.inspect_err(|_| core.balancer.closed(choice.endpoint))?;
+            let upstream = upstream.inspect_err(|_| core.balancer.not_opened(choice.endpoint))?;
             Ok((choice, upstream))
         });
         let (choice, upstream) = match upstream {
@@ -91,7 +91,7 @@ impl Flows {
         {
             entered = enter(&mut flow.held, Scope::Backend, limit, now);
         }
-        entered.inspect_err(|_| core.balancer.closed(choice.endpoint))
+        entered.inspect_err(|_| core.balancer.not_opened(choice.endpoint))
     }
 
     /// Moves a flow to an endpoint whose port is not closed: to one of its backend, or else to one
@@ -116,7 +116,7 @@ impl Flows {
         self.closed_ports.clear();
         let Some(endpoint) = found else { return };
         if self.endpoints[endpoint.id.index()].closed_until > now {
-            return core.balancer.closed(endpoint.id);
+            return core.balancer.not_opened(endpoint.id);
         }
         let client = (flow.client(), flow.bound(core).port());
         let ports = (&self.ports, now);
@@ -127,7 +127,9 @@ impl Flows {
             Ok(place) => self.upstream_for(core, &choice).map(|upstream| (upstream, place)),
             Err(refusal) => Err(refusal),
         };
-        let Ok((upstream, place)) = upstream else { return core.balancer.closed(choice.endpoint) };
+        let Ok((upstream, place)) = upstream else {
+            return core.balancer.not_opened(choice.endpoint);
+        };
         if let Some(flow) = self.flows.at_mut(slot)
             && let Some(limit) = limit_of_another(&core.tables, flow, &choice)
         {

@@ -16,7 +16,7 @@ use crate::contract::{Op, Origin, Token, Why};
 use crate::proxy::core::{Core, RECEIVE_PAUSE};
 use crate::proxy::held::{Held, Scope};
 use crate::proxy::slab::NONE;
-use crate::proxy::udp::flow::{Flow, FlowHeader, Promotion, Sender, Whose};
+use crate::proxy::udp::flow::{Flow, FlowHeader, Promotion, Sender, Silence, Whose};
 use crate::proxy::udp::ports::From;
 use crate::proxy::udp::state::{ABSENT, Flows, Halt, Role, Upstream};
 use crate::stats::records::{Demotion, OfferedFlow, Record, Reply};
@@ -313,7 +313,7 @@ impl Flows {
             bytes: [flow.bytes_up, flow.bytes_down],
             last: flow.last,
             refused: flow.refused,
-            promoted: flow.promotion == Promotion::Again,
+            promoted: matches!(flow.promotion, Promotion::Again(_)),
         };
         let hash = self.hasher.hash_one((flow.socket, flow.client(), flow.local));
         // Nobody hears the client, so nobody misses the flow here.
@@ -386,7 +386,7 @@ impl Flows {
             flow.last = figures.last.clamp(flow.opened, core.now);
             flow.refused = figures.refused;
             if figures.promoted {
-                flow.promotion = Promotion::Again;
+                flow.promotion = Promotion::Again(Silence::default());
             }
             let upstream = flow.upstream;
             if let Some(upstream) = self.upstreams.at_mut(upstream) {
@@ -416,9 +416,9 @@ impl Flows {
                 count_in(core, flow);
                 self.add_to_index(slot, hash);
                 let Some(flow) = self.flows.at(slot) else { return };
-                let promotion = match self.promotion_of(core, flow) {
-                    Promotion::After(_) if flow.promotion == Promotion::Again => flow.promotion,
-                    promotion => promotion,
+                let promotion = match (self.promotion_of(core, flow), flow.promotion) {
+                    (Promotion::After(_), again @ Promotion::Again(_)) => again,
+                    (promotion, _) => promotion,
                 };
                 self.set_promotion(slot, promotion);
             }

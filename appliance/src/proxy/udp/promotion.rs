@@ -80,6 +80,10 @@ impl Flows {
         let ours = [Whose::Ours, Whose::Announced, Whose::Refused];
         let is_ours = |flow: &&Flow| ours.contains(&flow.whose);
         let Some(flow) = self.flows.at(slot).filter(is_ours) else { return };
+        if core.now < self.promoted.again_from {
+            // One of its next datagrams promotes the flow.
+            return;
+        }
         if self.bar(core, flow).is_some() {
             // A new table bars the flow.
             return self.set_promotion(slot, Promotion::Never);
@@ -88,7 +92,7 @@ impl Flows {
         let token = self.upstream_token(flow.upstream);
         let place = u32::try_from(self.promoted.list.len()).expect("no more than flows");
         let silence = match flow.promotion {
-            Promotion::After(due) => due.silence,
+            Promotion::After(Due { silence, .. }) | Promotion::Again(silence) => silence,
             _ => Silence::default(),
         };
         self.promoted.list.push(One {
@@ -227,7 +231,7 @@ impl Flows {
         } else if one.leaves == Some(Demotion::OneSided) && one.end.is_none() {
             self.try_out(core, slot, &one)
         } else if flow.whose == Whose::Stopping {
-            Promotion::Again
+            Promotion::Again(one.silence)
         } else {
             let replies = flow.replies + PROMOTE_AGAIN;
             Promotion::After(Due { replies, sent: 0, silence: one.silence })

@@ -22,6 +22,10 @@ const MOST_DOUBLINGS: u8 = 4;
 /// Replies after which a flow is promoted again of which both sides are heard again.
 const AGAIN: u64 = 16;
 
+/// So many datagrams of a side that the kernel did not hear show that the kernel's path is broken,
+/// although it has worked before.
+const ENOUGH: u64 = 3;
+
 /// The maximum number of flows that the worker tries out at a time.
 pub const MOST_TRIALS: usize = 4_096;
 
@@ -45,8 +49,11 @@ pub fn is_too_long(one: &mut One, before: (u64, u64), now: u64) -> bool {
 impl Flows {
     /// How a flow goes on that was demoted because one side was silent.
     pub fn try_out(&mut self, core: &Core, slot: u32, one: &One) -> Promotion {
-        let (Some((talks, _)), Some(flow)) = (one.alone, self.flows.at(slot)) else {
-            return Promotion::Never;
+        let Some(flow) = self.flows.at(slot) else { return Promotion::Never };
+        let Some((talks, _)) = one.alone else {
+            // The last count has both sides.
+            let silence = Silence { both_heard: true, ..one.silence };
+            return Promotion::After(Due { replies: flow.replies + AGAIN, sent: 0, silence });
         };
         let was_heard = match talks {
             Side::Client => one.seen.down > 0,
@@ -98,22 +105,25 @@ impl Flows {
 
     /// How a flow goes on that is tried out, once that is known.
     fn outcome(&self, core: &Core, flow: &Flow, trial: &Trial) -> Option<Promotion> {
-        let (has_talked, is_silent) = match trial.talks {
-            Side::Client => (flow.sent > trial.ways.0, flow.replies == trial.ways.1),
-            Side::Endpoint => (flow.replies > trial.ways.1, flow.sent == trial.ways.0),
+        let (sent, replies) = (flow.sent - trial.ways.0, flow.replies - trial.ways.1);
+        let (has_talked, heard) = match trial.talks {
+            Side::Client => (sent > 0, replies),
+            Side::Endpoint => (replies > 0, sent),
         };
+        let (silence, is_over) = (trial.silence, core.now >= trial.until);
+        // Where the path is known to have worked, a keepalive between promotions proves nothing.
+        let enough = if silence.both_heard { ENOUGH } else { 1 };
         // For a while, both sides may be silent. A flow whose endpoint's port is closed moves with
         // its client's next datagram.
-        if flow.refused || is_silent && !(has_talked && core.now >= trial.until) {
+        if flow.refused || heard == 0 && !(has_talked && is_over) || heard < enough && !is_over {
             return None;
         }
-        let is_broken = !is_silent && !trial.was_heard;
+        let is_broken = heard >= enough && !trial.was_heard;
         if is_broken || self.bar(core, flow).is_some() {
             return Some(Promotion::Never);
         }
-        let silence = trial.silence;
         // The kernel's path is known to work, so the flow need not wait for the silent side.
-        let at_once = is_silent && silence.both_heard;
+        let at_once = heard == 0 && silence.both_heard;
         let replies = if at_once { 0 } else { flow.replies + AGAIN };
         Some(Promotion::After(Due { replies, sent: 0, silence }))
     }

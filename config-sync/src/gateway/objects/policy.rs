@@ -128,7 +128,9 @@ pub struct RouteSettings {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 16))]
     pub alpn: Option<Vec<String>>,
-    /// What each source of the route's clients may have and do, over all workers of a gateway.
+    /// What each source of the route's clients may have and do, over all workers of a gateway. A
+    /// route that becomes several parts, by hostnames that lead to other listeners, has as much in
+    /// each.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit_source: Option<SourceLimitSettings>,
     /// What all sessions or flows of the route may have together, over all workers of a gateway.

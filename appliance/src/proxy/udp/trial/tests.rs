@@ -263,6 +263,24 @@ fn a_side_that_the_kernel_has_heard_may_come_back_through_the_worker() {
     assert_eq!((world.promotions, world.one_sided()), (3, 3));
 }
 
+/// The kernel has heard both sides. Later it hears none of the client's keepalives, which come
+/// while the worker listens.
+#[test]
+fn a_keepalive_that_the_kernel_missed_proves_nothing() {
+    let mut world = World::promoted();
+    world.play(1, |world| {
+        world.up();
+        world.down();
+    });
+    for _ in 0..5 {
+        world.until(false, World::down);
+        world.up();
+        world.play(5, World::down);
+        world.up();
+        assert!(world.carried.is_some(), "it is promoted again");
+    }
+}
+
 /// Nobody knows of this flow whether the kernel's path works, so both sides must talk first.
 #[test]
 fn a_flow_that_was_never_heard_both_ways_waits_for_replies() {
