@@ -307,15 +307,7 @@ impl Conversation {
         if act == DiesAfterFlows {
             return;
         }
-        let figures = Figures {
-            flow: 0,
-            datagrams: [2, 2],
-            bytes: [8, 8],
-            last: micros(),
-            refused: false,
-            promoted: false,
-        };
-        self.say(&Message::Figures(vec![figures]), &[]);
+        self.say(&Message::Figures(vec![figures()]), &[]);
         if act == DiesAfterFigures {
             return;
         }
@@ -327,6 +319,18 @@ impl Conversation {
         if act == IsDeafToSessions {
             relays(session);
         }
+    }
+}
+
+/// What the flow has carried.
+fn figures() -> Figures {
+    Figures {
+        flow: 0,
+        datagrams: [2, 2],
+        bytes: [8, 8],
+        last: micros(),
+        refused: false,
+        promoted: false,
     }
 }
 
