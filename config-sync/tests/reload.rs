@@ -205,6 +205,29 @@ fn check_hints_at_shares_that_are_refused() {
 }
 
 #[test]
+fn a_confirmed_reload_that_is_tried_again_is_still_confirmed() {
+    let directory = Directory::new("confirmed");
+    let more = |port: u16| {
+        format!(
+            "[[listeners]]\nname = \"{port}\"\nprotocol = \"UDP\"\naddress = \"127.0.0.1:{port}\"\n"
+        )
+    };
+    let text = (9_001..9_005).fold(GOOD.to_owned(), |text, port| text + &more(port));
+    let path = directory.write("ringway.toml", &text);
+    let (mut sync, _commands) = start(&path);
+    assert_eq!(sync.follow(Wish::Reload), Outcome::Published { generation: 1 });
+
+    directory.write("ringway.toml", &GOOD.replace(":8080", ":1"));
+    let Outcome::Rejected(text) = sync.follow(Wish::Reload) else { panic!("rejected") };
+    assert!(text.contains("only 1 are left of 5"), "{text}");
+    let Outcome::Rejected(text) = sync.follow(Wish::Confirmed) else { panic!("rejected") };
+    assert!(text.contains("cannot listen"), "{text}");
+    std::thread::sleep(Duration::from_millis(1_500));
+    assert_eq!(sync.follow(Wish::Retry), Outcome::Unchanged, "it fails for the same reason");
+    assert_eq!(sync.last_error(), Some(text.as_str()));
+}
+
+#[test]
 fn every_address_that_cannot_be_bound_is_told_with_its_listener() {
     let directory = Directory::new("bind");
     let more = "[[listeners]]\nname = \"m\"\nprotocol = \"UDP\"\naddress = \"127.0.0.1:1\"\n";

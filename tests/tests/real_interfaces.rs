@@ -62,7 +62,9 @@ fn listeners_with_an_interface_each_share_an_address() {
         let near = format!("127.0.0.1:{port}");
         let far = format!("10.9.1.1:{port}");
         let address = format!("0.0.0.0:{port}");
-        gateway.reload(&forward("all", "TCP", &address, servers[0].address, ""));
+        let all =
+            |name, protocol, server: &Server| forward(name, protocol, &address, server.address, "");
+        gateway.reload(&(all("tcp", "TCP", &servers[0]) + &all("udp", "UDP", &servers[2])));
         wait_until("the other machine's clients go there", {
             move || {
                 let far = far.clone();
