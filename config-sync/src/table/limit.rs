@@ -55,6 +55,7 @@ impl Load {
     }
 
     /// Counts a session, if there is a place for it now. `now`: microseconds since 1970.
+    #[inline]
     pub fn enter(&self, now: u64) -> bool {
         if !self.sessions.try_add(self.most) {
             return false;
@@ -67,6 +68,7 @@ impl Load {
     }
 
     /// Takes a session back that came to nothing before the endpoint heard of it.
+    #[inline]
     pub fn leave_unheard(&self) {
         self.sessions.sub(1);
         if let Some(limit) = &self.limit
@@ -77,12 +79,14 @@ impl Load {
     }
 
     /// Whether `enter` would find no place.
+    #[inline]
     pub fn is_full(&self, now: u64) -> bool {
         let is_over = |limit: &Limit| limit.over(now).is_some();
         self.sessions.get() >= self.most || self.limit.as_ref().is_some_and(|of| is_over(of))
     }
 
     /// Whether there is a limit for sessions.
+    #[inline]
     pub fn has_limit(&self) -> bool {
         self.most != NO_LIMIT || self.limit.as_ref().is_some_and(|limit| limit.opening.is_some())
     }
