@@ -35,7 +35,8 @@ pub fn start(found: &Found, setup: &Setup, variant: Variant) -> anyhow::Result<R
     let text = configuration(setup, variant);
     let file = write(&setup.dir, "ringway.toml", &text)?;
     let file = file.display().to_string();
-    let arguments = ["--log-level", "warn", "run", "--config", &file];
+    // Some measurements take most listeners away again.
+    let arguments = ["--log-level", "warn", "run", "--allow-empty", "--config", &file];
     Running::start(&found.program, &arguments, text, setup)
 }
 
