@@ -61,7 +61,7 @@ impl OfEndpoint {
         }
     }
 
-    /// Takes a session back of which the endpoint has heard nothing.
+    /// Takes a session back that the endpoint has not heard of.
     pub fn not_opened(&mut self) {
         self.active -= 1;
         if let Some(load) = &self.shared {

@@ -318,7 +318,7 @@ fn an_endpoint_whose_sessions_come_too_fast_is_passed_over() {
     assert_eq!(open(&mut balancer, &[EndpointId(1)]), None);
     balancer.unix += 500_000;
     assert_eq!(open(&mut balancer, &[EndpointId(1)]), Some(0));
-    // Nor does a session of which the endpoint has not heard.
+    // Nor does a session that the endpoint has not heard of.
     balancer.not_opened(EndpointId(0));
     assert_eq!(open(&mut balancer, &[EndpointId(1)]), Some(0));
     assert_eq!(open(&mut balancer, &[EndpointId(1)]), None);

@@ -110,7 +110,7 @@ pub struct Due {
     pub silence: Silence,
 }
 
-/// What earlier promotions have shown of a flow of which one side is silent at times.
+/// What earlier promotions have shown. One side of the flow may be silent at times.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Silence {
     /// The kernel has carried datagrams of both sides.

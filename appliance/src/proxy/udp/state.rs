@@ -180,7 +180,7 @@ pub struct One {
     pub end: Option<Cause>,
 }
 
-/// What the worker hears of a flow of which the kernel heard one side alone.
+/// What the worker hears of a flow, after the kernel heard one side of it alone.
 #[derive(Clone, Copy, Debug)]
 pub struct Trial {
     /// The flow's slot and generation.

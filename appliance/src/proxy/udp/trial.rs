@@ -2,7 +2,7 @@
 //! that the kernel's path does not know (NAT), so the kernel hears one side alone. But a side may
 //! also be silent because it has nothing to say.
 //!
-//! So a flow of which one side goes on alone is demoted, and the worker listens for a while. If the
+//! So if one side of a flow goes on alone, the flow is demoted, and the worker listens. If the
 //! silent side is heard there at once, although the kernel never heard it, the kernel's path is to
 //! blame, and the worker keeps the flow. Otherwise the flow is promoted again, and the kernel waits
 //! longer.
@@ -19,7 +19,7 @@ const ALONE: u64 = 3_000_000;
 /// How often that time is doubled at the most, so that it grows up to 48 s.
 const MOST_DOUBLINGS: u8 = 4;
 
-/// Replies after which a flow is promoted again of which both sides are heard again.
+/// Once both sides of a flow are heard again, so many replies promote the flow.
 const AGAIN: u64 = 16;
 
 /// So many datagrams of a side that the kernel did not hear show that the kernel's path is broken,

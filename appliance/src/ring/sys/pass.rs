@@ -146,7 +146,7 @@ pub fn peer(socket: BorrowedFd<'_>) -> io::Result<(u32, u32)> {
     Ok((peer.uid(), u32::try_from(peer.pid()).unwrap_or(0)))
 }
 
-/// Another process, of which the kernel says when it has ended, also before anybody has waited for
+/// Another process. The kernel says when the process has ended, also before anybody has waited for
 /// it (pidfd_open(2)).
 #[derive(Debug)]
 pub struct Process(OwnedFd);
