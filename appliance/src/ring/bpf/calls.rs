@@ -28,6 +28,8 @@ const WITHOUT_MEMORY: u32 = 1;
 const NEW: u64 = 1;
 /// BPF_PROG_TYPE_SCHED_CLS
 const CLASSIFIER: u32 = 3;
+/// How often a program is loaded that the kernel's checker gives up on.
+const LOADS: u32 = 10;
 /// BPF_TCX_INGRESS
 const TCX_INGRESS: u32 = 46;
 
@@ -142,7 +144,9 @@ unsafe fn element(
     Ok(())
 }
 
-/// Loads a program. If `log` has bytes, the kernel's checker writes there what it found.
+/// Loads a program. If `log` has bytes, the kernel's checker writes there what it found. The checker
+/// gives up with EAGAIN if the thread has a signal to take, which includes work that an io_uring
+/// ring left behind (kernel/bpf/verifier.c, `do_check`). So the call is made again, a few times.
 pub fn program_load(
     name: &str,
     instructions: &[Instruction],
@@ -161,10 +165,16 @@ pub fn program_load(
         flags: 0,
         name: named(name),
     };
-    // SAFETY: the kernel reads so many instructions and a C string, and writes no more into the log
-    // than its length.
-    let fd = unsafe { bpf(Command::ProgramLoad, &asked) }?;
-    Ok(owned(fd))
+    let mut tries = LOADS;
+    loop {
+        tries -= 1;
+        // SAFETY: the kernel reads so many instructions and a C string, and writes no more into the
+        // log than its length.
+        match unsafe { bpf(Command::ProgramLoad, &asked) } {
+            Err(error) if tries > 0 && error.raw_os_error() == Some(libc::EAGAIN) => {}
+            result => return result.map(owned),
+        }
+    }
 }
 
 /// Lets a program see all packets that come in on an interface, as long as the link is open (Linux
