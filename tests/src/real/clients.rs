@@ -16,13 +16,18 @@ use crate::hello;
 /// returns is reported by the first read, like a reset that arrives later: which of the two happens
 /// depends on the scheduler.
 pub fn connect(address: SocketAddr) -> TcpStream {
+    try_connect(address).unwrap_or_else(|e| panic!("connect {address}: {e}"))
+}
+
+/// Like [`connect`], for addresses where perhaps nobody listens.
+fn try_connect(address: SocketAddr) -> std::io::Result<TcpStream> {
     let stream = match TcpStream::connect(address) {
         Err(error) if error.kind() == ErrorKind::ConnectionReset => reset_connection(),
-        other => other.unwrap_or_else(|e| panic!("connect {address}: {e}")),
+        other => other?,
     };
-    stream.set_read_timeout(Some(deadline())).expect("a timeout");
-    stream.set_write_timeout(Some(deadline())).expect("a timeout");
-    stream
+    stream.set_read_timeout(Some(deadline()))?;
+    stream.set_write_timeout(Some(deadline()))?;
+    Ok(stream)
 }
 
 /// A connection that its peer has reset, which the first read reports.
@@ -66,9 +71,10 @@ pub fn udp_from(source: &str, to: SocketAddr) -> UdpSocket {
     socket
 }
 
-/// Sends `bytes` and a FIN, and returns everything that came back.
+/// Sends `bytes` and a FIN, and returns everything that came back, or why it did not come: nobody
+/// listens, or the connection ends with a reset.
 pub fn exchange(address: SocketAddr, bytes: &[u8]) -> std::io::Result<Vec<u8>> {
-    let mut stream = connect(address);
+    let mut stream = try_connect(address)?;
     stream.write_all(bytes)?;
     stream.shutdown(Shutdown::Write)?;
     let mut answer = Vec::new();
