@@ -11,18 +11,20 @@ use config_sync::model::config::Config;
 use config_sync::model::place::{At, Place};
 use config_sync::model::tls::{Certificate, Origination, Pem, Termination};
 use config_sync::table::routing::{Limits, RoutingTable};
-use ringway::contract::{Event, Op, Side, Stop, Token};
+use ringway::contract::{Event, Op, Side, Stop, Token, Why};
 use ringway::proxy::Proxy;
 use ringway::stats::counters::Counters;
 use ringway::stats::records::{CloseReason, Record};
-use ringway_tests::pki::{Pki, inline};
+use ringway_tests::pki::{Issued, Pki, inline};
 use ringway_tests::sim::rng::Rng;
 use ringway_tests::sim::tls::case::{Case, Fault};
 use ringway_tests::sim::tls::world;
-use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
-use rustls::server::{Acceptor, ResolvesServerCert as _};
-use rustls::{AlertDescription, ClientConfig, ClientConnection, RootCertStore};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::{Acceptor, ResolvesServerCert as _, WebPkiClientVerifier};
+use rustls::{
+    AlertDescription, ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection,
+};
 
 /// `SEED=n` runs that one; `SEEDS=n` so many.
 #[test]
@@ -508,4 +510,116 @@ fn a_backend_that_empties_during_the_handshake_is_chosen_again() {
     let alert = rustls::Error::AlertReceived(AlertDescription::InternalError);
     let told = (Op::Close { reset: false }, Some(alert));
     assert_eq!(refused, told, "the whole share is of the empty backend");
+}
+
+/// A TCP listener whose two endpoints speak TLS.
+const ORIGINATED: &str = r#"
+[[listeners]]
+name = "l"
+protocol = "TCP"
+address = "127.0.0.1:5000"
+[[routes]]
+name = "l"
+listeners = ["l"]
+backends = [{ name = "b" }]
+[[backends]]
+name = "b"
+endpoints = ["10.0.1.1:80", "10.0.1.2:80"]
+"#;
+
+/// A worker with that listener, and the listener's socket.
+fn originating() -> (Proxy, Token) {
+    let mut config = check::parse("test", ORIGINATED).expect("a configuration");
+    config.backends[0].tls = Some(Origination {
+        server_name: "a.test".to_owned(),
+        ca: Some(inline("ca", &Pki::shared().ca())),
+        certificate: None,
+        subject_alt_names: Vec::new(),
+        alpn: None,
+        pins: Vec::new(),
+    });
+    let table = compile(&config, &mut Names::new(), 1).expect("a table");
+    let socket = Token::socket(table.sockets[0].id);
+    let limits =
+        Limits { sessions: 1, flows: 1, buffers: 1, pipes: 1, turn_bytes: 1 << 18, bulk_bytes: 0 };
+    let mut proxy = Proxy::new(limits, 1, Arc::new(Counters::new()));
+    proxy.set_epoch(1_900_000_000_000_000);
+    proxy.apply(1, Arc::new(table), &mut Vec::new());
+    (proxy, socket)
+}
+
+/// A server that wants a certificate of its clients. With TLS 1.3 it refuses behind its handshake.
+fn strict(issued: &Issued) -> ServerConnection {
+    let mut roots = RootCertStore::empty();
+    let pem = |text: &str| CertificateDer::from_pem_slice(text.as_bytes()).expect("PEM");
+    roots.add(pem(&Pki::shared().ca())).expect("an authority");
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let verifier = WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone());
+    let key = PrivateKeyDer::from_pem_slice(issued.key.as_bytes()).expect("a key");
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("TLS 1.3")
+        .with_client_cert_verifier(verifier.build().expect("a verifier"))
+        .with_single_cert(vec![pem(&issued.cert)], key)
+        .expect("a server");
+    ServerConnection::new(Arc::new(config)).expect("a server")
+}
+
+/// The endpoint's refusal comes in the same turn in which the gateway's last words of the handshake
+/// went out. The silent client gets the other endpoint.
+#[test]
+fn an_endpoint_that_refuses_at_once_behind_its_handshake_costs_nobody_a_session() {
+    let issued = Pki::shared().issue(&["a.test"]);
+    let (mut proxy, socket) = originating();
+    let (mut ops, mut connects, mut now) = (Vec::new(), 0, 1);
+    let (peer, local) = (([127, 0, 0, 1], 4000).into(), ([127, 0, 0, 1], 5000).into());
+    proxy.handle(now, socket, Event::Accepted { incoming: 0, peer, local }, &[], &mut ops);
+    let (mut server, mut said, mut ended) = (strict(&issued), Vec::new(), false);
+    while connects < 2 {
+        now += 1;
+        assert!(now < 100 && !ops.is_empty(), "the session is closed");
+        let output = std::mem::take(proxy.output());
+        // As in the ring, a turn's operations are all carried out before the first event is seen.
+        let (mut events, mut bytes) = (Vec::new(), Vec::new());
+        for (token, op) in std::mem::take(&mut ops) {
+            let drained = Stop::Drained;
+            match op {
+                Op::Connect { .. } => {
+                    connects += 1;
+                    events.push((token, Event::Connected));
+                }
+                Op::Give { to, start, len } => {
+                    assert_eq!(to, Side::Endpoint, "the client is told nothing");
+                    let mut given = &output[start as usize..][..len as usize];
+                    while !given.is_empty() {
+                        server.read_tls(&mut given).expect("memory");
+                        ended |= server.process_new_packets().is_err();
+                    }
+                    while server.wants_write() {
+                        server.write_tls(&mut said).expect("memory");
+                    }
+                    let given = Event::Given { to, sent: len, start: 0, len: 0, stop: drained };
+                    events.push((token, given));
+                    let (side, readable, ending) = (to, true, ended);
+                    let (writable, failed) = (false, false);
+                    let ready = Event::Ready { side, readable, writable, ending, failed };
+                    events.push((token, ready));
+                }
+                Op::Take { from, .. } => {
+                    let taken =
+                        if from == Side::Endpoint { std::mem::take(&mut said) } else { Vec::new() };
+                    let start = u32::try_from(bytes.len()).expect("few");
+                    let len = u32::try_from(taken.len()).expect("few");
+                    bytes.extend(taken);
+                    events.push((token, Event::Taken { from, start, len, stop: drained }));
+                }
+                Op::Abandon => events.push((token, Event::ConnectFailed { why: Why::Abandoned })),
+                _ => {}
+            }
+        }
+        for (token, event) in events {
+            proxy.handle(now, token, event, &bytes, &mut ops);
+        }
+    }
+    assert!(ended, "the first endpoint has refused");
 }

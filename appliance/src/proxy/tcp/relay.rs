@@ -21,12 +21,13 @@ impl Session {
         }
         self.last_byte = core.now;
         let mut up = Half::new(Side::Client);
-        if self.tls.is_none() && (self.client_readable || self.client_ending) {
+        // Bytes that came behind a handshake may be here already.
+        let has_tls = self.tls.is_some();
+        if has_tls || self.client_readable || self.client_ending {
             up.source_ready(self.client_ending);
         }
         let mut down = Half::new(Side::Endpoint);
-        if self.tls.is_some() {
-            // Bytes that came behind a handshake may be here already.
+        if has_tls {
             down.source_ready(false);
         }
         if self.client_ending {
@@ -41,32 +42,6 @@ impl Session {
         }
         self.arm(core);
         self.pump(core);
-        if self.tls.is_some() {
-            self.start_with_tls(core);
-        }
-    }
-
-    /// Starts the client's direction too. What came behind the endpoint's handshake may have been a
-    /// refusal, after which the session goes on elsewhere if nothing of the client was taken. For
-    /// the same reason the client's bytes are taken before more of the endpoint's.
-    #[cold]
-    #[inline(never)]
-    fn start_with_tls(&mut self, core: &mut Core) {
-        let State::Relaying(relay) = &mut self.state else { return };
-        relay.up.source_ready(self.client_ending);
-        self.pump(core);
-        let position = |side: Side| {
-            let takes = |(of, op): &(Token, Op)| {
-                *of == self.token && matches!(op, Op::Take { from, .. } if *from == side)
-            };
-            core.ops.iter().rposition(takes)
-        };
-        let (client, endpoint) = (position(Side::Client), position(Side::Endpoint));
-        if let (Some(client), Some(endpoint)) = (client, endpoint)
-            && endpoint < client
-        {
-            core.ops[endpoint..=client].rotate_right(1);
-        }
     }
 
     /// Handles news of a side.

@@ -129,9 +129,19 @@ impl Session {
         count_bytes(core, self.listener, self.endpoint, from, u64::from(sent));
     }
 
+    /// Gives each direction a `Move`. What an endpoint says first may be a refusal, after which the
+    /// session goes on elsewhere if nothing of the client was taken. So a `Move` of the client's
+    /// direction does not begin while one of the other is under way that may bring it.
     pub fn tls_pump(&mut self, core: &mut Core) {
-        for side in [Side::Client, Side::Endpoint] {
+        for side in [Side::Endpoint, Side::Client] {
             let State::Relaying(relay) = &mut self.state else { return };
+            let may_bring_refusal = relay.retry.is_some()
+                && relay.up.has_brought_nothing()
+                && relay.down.has_brought_nothing()
+                && relay.down.queued();
+            if side == Side::Client && may_bring_refusal {
+                continue;
+            }
             let half = relay.half(side);
             let op = half.start(core.turn_bytes);
             if let Some(op) = op.and_then(|op| within_limits(core, &mut self.held, half, op)) {
