@@ -3,25 +3,21 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use config_sync::table::address::UnixPath;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use ringway::ring::listen::unix;
-use ringway::ring::sys::pass;
-use ringway::wire::hand_over::{MOST_BYTES, Message, read, write};
+use ringway::wire::hand_over::{Message, write};
 use ringway_tests::real::config::{backend, listener, route};
 use ringway_tests::real::{
-    Folder, Gateway, Launch, Server, SetWhenDropped, binary, connect as connect_to, echo, exchange,
-    free_address, now, udp_client, wait_for, wait_until,
+    Folder, Gateway, Imposter, Launch, Server, SetWhenDropped, binary, connect as connect_to, echo,
+    exchange, free_address, now, udp_client, wait_for, wait_until,
 };
-use socket2::{SockRef, Type};
+use socket2::SockRef;
 
 /// Only a test that hangs takes so long.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -156,8 +152,6 @@ fn the_number_of_workers_may_change() {
     let setup = Setup::new(Launch::default(), "drain_timeout = \"300s\"");
     let over = AtomicBool::new(false);
     let count = AtomicU64::new(0);
-    let file = setup.gateway.candidate("");
-    let file = file.parent().expect("a folder").join("ringway.toml");
     std::thread::scope(|scope| {
         let _over = SetWhenDropped(&over);
         for _ in 0..3 {
@@ -170,11 +164,7 @@ fn the_number_of_workers_may_change() {
             });
         }
         for cores in ["[0]", "[0, 1]", "[1]", "[0, 1]"] {
-            let text = std::fs::read_to_string(&file).expect("the configuration");
-            let start = text.find("cores = ").expect("cores");
-            let end = start + text[start..].find(']').expect("a list") + 1;
-            let text = format!("{}cores = {cores}{}", &text[..start], &text[end..]);
-            std::fs::write(&file, text).expect("the configuration is written");
+            setup.gateway.set_cores(cores);
             setup.upgrade();
             let workers = cores.matches(|c: char| c.is_ascii_digit()).count() as u64;
             assert_eq!(setup.gateway.metrics().value("ringway_workers", &[]), workers);
@@ -264,48 +254,6 @@ fn process_1_of_a_container_refuses_and_serves_on() {
     setup.serves();
 }
 
-/// A new process as a test writes it: it says what it likes, and hangs up where it likes.
-struct Imposter(OwnedFd);
-
-impl Imposter {
-    fn connect(setup: &Setup) -> Self {
-        Self::at(&format!("{}.upgrade", setup.gateway.socket().display()))
-    }
-
-    fn at(path: &str) -> Self {
-        let path = UnixPath::new(path).expect("a path");
-        let socket = unix::connect(path, Type::SEQPACKET).expect("the door is open");
-        pass::set_patience(socket.as_fd(), DEADLINE).expect("a timeout");
-        Self(socket)
-    }
-
-    fn say(&self, message: &Message) {
-        pass::send(self.0.as_fd(), &write(message), &[]).expect("it is sent");
-    }
-
-    /// `None`: the gateway has hung up.
-    fn hears(&self) -> Option<(Message, Vec<OwnedFd>)> {
-        let mut bytes = vec![0; MOST_BYTES];
-        let (len, sockets) = pass::receive(self.0.as_fd(), &mut bytes).expect("a packet");
-        (len > 0).then(|| (read(&bytes[..len]).expect("a message"), sockets))
-    }
-
-    /// Says hello, and hears the offer and the sockets.
-    fn is_offered(&self) -> Vec<OwnedFd> {
-        self.say(&Message::Hello { program: "test".into(), workers: 2 });
-        let Some((Message::Offer { sockets: count, .. }, _)) = self.hears() else {
-            panic!("no offer");
-        };
-        let mut sockets = Vec::new();
-        while sockets.len() < count as usize {
-            let Some((Message::Sockets(names), some)) = self.hears() else { panic!("no sockets") };
-            assert_eq!(names.len(), some.len());
-            sockets.extend(some);
-        }
-        sockets
-    }
-}
-
 /// The new process dies after each message in turn; or says nonsense. The old one goes on, no
 /// client notices, and the next upgrade succeeds.
 #[test]
@@ -332,39 +280,38 @@ fn the_old_process_survives_the_new_one_at_every_message() {
             let _sockets = new.is_offered();
             new.say(&Message::Taken(vec![0, 1, 2, 3]));
             new.say(&Message::Ready);
-            assert_eq!(new.hears().map(|heard| heard.0), Some(Message::Yours));
+            assert_eq!(new.hears().0, Message::Yours);
         },
         |new| {
             // With fewer workers, the groups are steered anew, and back.
             new.say(&Message::Hello { program: "test".into(), workers: 1 });
-            let Some((Message::Offer { .. }, _)) = new.hears() else { panic!("no offer") };
-            let Some((Message::Sockets(names), _sockets)) = new.hears() else { panic!("none") };
+            let (Message::Offer { .. }, _) = new.hears() else { panic!("no offer") };
+            let (Message::Sockets(names), _sockets) = new.hears() else { panic!("none") };
             new.say(&Message::Taken((0..u32::try_from(names.len()).expect("few")).collect()));
             new.say(&Message::Ready);
-            assert_eq!(new.hears().map(|heard| heard.0), Some(Message::Yours));
+            assert_eq!(new.hears().0, Message::Yours);
         },
         |new| {
             let _sockets = new.is_offered();
             new.say(&Message::Taken(vec![99]));
             new.say(&Message::Ready);
-            let heard = new.hears().map(|heard| heard.0);
-            assert!(matches!(heard, Some(Message::Refused { .. })), "{heard:?}");
+            new.is_refused();
         },
         |new| {
             let mut another = write(&Message::Ready);
             another[5] = 9;
-            pass::send(new.0.as_fd(), &another, &[]).expect("it is sent");
-            let Some((Message::Refused { why }, _)) = new.hears() else { panic!("no refusal") };
+            new.says_bytes(&another);
+            let why = new.is_refused();
             assert!(why.contains("version 9"), "{why}");
         },
         |new| {
             new.say(&Message::Mine);
-            let Some((Message::Refused { why }, _)) = new.hears() else { panic!("no refusal") };
+            let why = new.is_refused();
             assert!(why.contains("out of order"), "{why}");
         },
     ];
     for (number, act) in (1..).zip(acts) {
-        let new = Imposter::connect(&setup);
+        let new = Imposter::connect(&setup.gateway);
         act(&new);
         drop(new);
         wait_until("the upgrade has failed", || failures() == number);
@@ -385,11 +332,11 @@ fn a_second_upgrade_and_a_sigterm_are_refused_clearly() {
     let mut idle = connect_to(setup.tcp);
     idle.write_all(b"x").expect("it is sent");
     idle.read_exact(&mut [0]).expect("it comes back");
-    let new = Imposter::connect(&setup);
+    let new = Imposter::connect(&setup.gateway);
     let _sockets = new.is_offered();
-    let second = Imposter::connect(&setup);
+    let second = Imposter::connect(&setup.gateway);
     second.say(&Message::Hello { program: "test".into(), workers: 2 });
-    let Some((Message::Refused { why }, _)) = second.hears() else { panic!("no refusal") };
+    let why = second.is_refused();
     assert!(why.contains("another upgrade is under way"), "{why}");
     let output = setup.gateway.verb(&["upgrade"]);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -400,10 +347,10 @@ fn a_second_upgrade_and_a_sigterm_are_refused_clearly() {
     });
     new.say(&Message::Taken(vec![0]));
     new.say(&Message::Ready);
-    let Some((Message::Refused { why }, _)) = new.hears() else { panic!("no refusal") };
+    let why = new.is_refused();
     assert!(why.contains("the gateway is ending"), "{why}");
-    let third = Imposter::connect(&setup);
-    let Some((Message::Refused { why }, _)) = third.hears() else { panic!("no refusal") };
+    let third = Imposter::connect(&setup.gateway);
+    let why = third.is_refused();
     assert!(why.contains("the gateway is ending"), "{why}");
 }
 
@@ -412,10 +359,10 @@ fn a_second_upgrade_and_a_sigterm_are_refused_clearly() {
 #[test]
 fn a_new_process_hears_of_a_sigterm_at_once() {
     let setup = Setup::new(Launch::default(), "");
-    let new = Imposter::connect(&setup);
+    let new = Imposter::connect(&setup.gateway);
     let _sockets = new.is_offered();
     setup.gateway.signal(Signal::SIGTERM);
-    let Some((Message::Refused { why }, _)) = new.hears() else { panic!("no refusal") };
+    let why = new.is_refused();
     assert!(why.contains("the gateway is ending"), "{why}");
 }
 
@@ -426,8 +373,8 @@ fn the_door_belongs_to_the_process_that_serves() {
     let setup = Setup::new(Launch::default(), "");
     let process = setup.upgrade();
     wait_until("the first process has ended", || setup.gateway.line() == [process]);
-    let new = Imposter::connect(&setup);
-    assert_eq!(pass::peer(new.0.as_fd()).expect("a peer").1, process);
+    let new = Imposter::connect(&setup.gateway);
+    assert_eq!(new.process(), process);
 }
 
 /// SIGTERM comes when only the new process's last word is missing, and then that process dies: the
@@ -435,11 +382,11 @@ fn the_door_belongs_to_the_process_that_serves() {
 #[test]
 fn a_sigterm_before_the_last_word_ends_the_gateway() {
     let mut setup = Setup::new(Launch::default(), "");
-    let new = Imposter::connect(&setup);
+    let new = Imposter::connect(&setup.gateway);
     let _sockets = new.is_offered();
     new.say(&Message::Taken(vec![0, 1, 2, 3]));
     new.say(&Message::Ready);
-    assert_eq!(new.hears().map(|heard| heard.0), Some(Message::Yours));
+    assert_eq!(new.hears().0, Message::Yours);
     setup.gateway.signal(Signal::SIGTERM);
     wait_until("the signal has come", || setup.gateway.stderr().contains(PUT_OFF));
     setup.serves();
@@ -494,7 +441,7 @@ fn a_new_process_of_a_test() {
     let sockets = new.is_offered();
     new.say(&Message::Taken((0..4).collect()));
     new.say(&Message::Ready);
-    assert_eq!(new.hears().map(|heard| heard.0), Some(Message::Yours));
+    assert_eq!(new.hears().0, Message::Yours);
     std::fs::write(folder.join("yours"), "").expect("it is written");
     wait_until("it may go on", || folder.join("mine").exists());
     new.say(&Message::Mine);
@@ -527,9 +474,9 @@ fn overrides_go_along() {
     };
     assert!(drains(&["drain", "backend", "tcp", "--for", "10m"]).0);
     wait_until("the backend is drained", || !answers(setup.tcp));
-    let new = Imposter::connect(&setup);
+    let new = Imposter::connect(&setup.gateway);
     let _sockets = new.is_offered();
-    let Some((Message::Overrides(all), _)) = new.hears() else { panic!("no overrides") };
+    let (Message::Overrides(all), _) = new.hears() else { panic!("no overrides") };
     assert_eq!(all.len(), 1, "{all:?}");
     let (done, said) = drains(&["undrain", "backend", "tcp"]);
     assert!(!done && said.contains("an upgrade is under way"), "{said}");
@@ -553,7 +500,7 @@ fn answers(address: SocketAddr) -> bool {
 #[test]
 fn a_reload_waits_for_the_end_of_an_upgrade() {
     let setup = Setup::new(Launch::default(), "");
-    let new = Imposter::connect(&setup);
+    let new = Imposter::connect(&setup.gateway);
     let _sockets = new.is_offered();
     let late = free_address();
     let server = Server::tcp(echo);

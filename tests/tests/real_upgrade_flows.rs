@@ -7,7 +7,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use ringway::wire::hand_over::Message;
+use ringway::wire::hand_over::{MOST_FLOWS, Message};
 use ringway_tests::real::config::{backend, listener, route};
 use ringway_tests::real::{
     Gateway, Imposter, Launch, Player, Server, SetWhenDropped, free_address, now, play, udp_client,
@@ -165,13 +165,8 @@ fn the_number_of_workers_may_change() {
     let setup = Setup::new("", "");
     let clients: Vec<_> = (0..50).map(|_| udp_client(setup.udp)).collect();
     let ways: Vec<_> = clients.iter().map(|client| way(client, "before")).collect();
-    let file = setup.gateway.candidate("").with_file_name("ringway.toml");
     for cores in ["[0]", "[0, 1]", "[1]", "[0, 1]"] {
-        let text = std::fs::read_to_string(&file).expect("the configuration");
-        let start = text.find("cores = ").expect("cores");
-        let end = start + text[start..].find(']').expect("a list") + 1;
-        let text = format!("{}cores = {cores}{}", &text[..start], &text[end..]);
-        std::fs::write(&file, text).expect("the configuration is written");
+        setup.gateway.set_cores(cores);
         setup.move_all();
         assert_eq!(setup.flows_taken_over(), 50, "{cores}");
         for (client, before) in clients.iter().zip(&ways) {
@@ -231,20 +226,20 @@ fn a_flow_survives_a_new_process_that_fails() {
     type Act = fn(&Imposter);
     let acts: &[(&str, Act)] = &[
         ("hangs up before", |_| {}),
-        ("hangs up", |new| drop(new.is_offered())),
+        ("hangs up", |new| drop(new.is_offered_flows())),
         ("says too little", |new| {
-            let _sockets = new.is_offered();
+            let _sockets = new.is_offered_flows();
             new.say(&Message::Adopted(Vec::new()));
-            assert!(matches!(new.hears().0, Message::Refused { .. }));
+            new.is_refused();
         }),
         ("says nonsense", |new| {
-            let _sockets = new.is_offered();
+            let _sockets = new.is_offered_flows();
             new.says_bytes(b"nonsense");
-            assert!(matches!(new.hears().0, Message::Refused { .. }));
+            new.is_refused();
         }),
         ("says nothing", |new| {
-            let _sockets = new.is_offered();
-            assert!(matches!(new.hears().0, Message::Refused { .. }));
+            let _sockets = new.is_offered_flows();
+            new.is_refused();
         }),
         ("dies before its last word", |new| drop(new.adopts_all())),
     ];
@@ -277,6 +272,74 @@ fn a_flow_survives_a_new_process_that_fails() {
     }
 }
 
+/// There are more flows than are announced at once. The new process dies between two batches, and
+/// between the last batch and what the flows have carried in the end. All flows go on in the old
+/// process, from the same port.
+#[test]
+fn many_flows_survive_a_new_process_that_dies_between_batches() {
+    type Act = fn(&Imposter);
+    let acts: &[(&str, Act)] = &[
+        ("between two batches", |new| {
+            let (flows, _sockets) = new.is_offered_flows();
+            assert!(flows.len() <= MOST_FLOWS, "{} flows at once", flows.len());
+            new.adopts(flows.len());
+        }),
+        ("with the second batch", |new| {
+            let (flows, _sockets) = new.is_offered_flows();
+            new.adopts(flows.len());
+            drop(new.is_offered_flows());
+        }),
+        ("before the figures", |new| {
+            let mut count = 0;
+            while count < MANY {
+                let (flows, _sockets) = new.is_offered_flows();
+                new.adopts(flows.len());
+                count += flows.len();
+            }
+        }),
+        ("with the figures", |new| {
+            loop {
+                match new.hears() {
+                    (Message::Flows(flows), _sockets) => new.adopts(flows.len()),
+                    (Message::Figures(all), _) => {
+                        assert!(!all.is_empty() && all.len() <= MANY, "{} figures", all.len());
+                        return;
+                    }
+                    (other, _) => panic!("{other:?}"),
+                }
+            }
+        }),
+    ];
+    let setup = Setup::new("", "");
+    let clients: Vec<_> = (0..MANY).map(|_| udp_client(setup.udp)).collect();
+    let ways: Vec<_> = clients.iter().map(|client| way(client, "before")).collect();
+    let failures = || setup.gateway.metrics().value("ringway_upgrade_failures_total", &[]);
+    for (number, (what, act)) in (1..).zip(acts) {
+        let (new, _listening) = Imposter::is_ready(&setup.gateway);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                act(&new);
+                drop(new);
+            });
+            for (client, before) in clients.iter().zip(&ways) {
+                assert_eq!(way(client, "meanwhile"), *before, "the new process dies {what}");
+            }
+        });
+        wait_until("the upgrade has failed", || failures() == number);
+        for (client, before) in clients.iter().zip(&ways) {
+            assert_eq!(way(client, "after"), *before, "the new process dies {what}");
+        }
+    }
+    setup.move_all();
+    assert_eq!(setup.flows_taken_over(), MANY as u64);
+    for (client, before) in clients.iter().zip(&ways) {
+        assert_eq!(way(client, "after"), *before);
+    }
+}
+
+/// So many that each of two workers has more than are announced at once.
+const MANY: usize = 500;
+
 /// A flow goes on while the new process gets to know it, and what it carries meanwhile counts.
 #[test]
 fn flows_go_on_while_they_are_announced() {
@@ -284,14 +347,14 @@ fn flows_go_on_while_they_are_announced() {
     let clients = [udp_client(setup.udp), udp_client(setup.udp)];
     let ways = clients.each_ref().map(|client| way(client, "before"));
     let (new, _listening) = Imposter::is_ready(&setup.gateway);
-    let (announced, sockets) = new.is_offered();
+    let (announced, sockets) = new.is_offered_flows();
     for _ in 0..50 {
         assert_eq!(clients.each_ref().map(|client| way(client, "meanwhile")), ways);
     }
     // A client that comes now goes along too.
     let late = udp_client(setup.udp);
     let its_way = way(&late, "late");
-    new.say(&Message::Adopted(vec![true; announced.len()]));
+    new.adopts(announced.len());
     let all = new.adopts_rest(announced.into_iter().zip(sockets).collect());
     assert_eq!(all.len(), 3, "{all:?}");
     let carried: u32 = all.iter().map(|(flow, _)| flow.datagrams[0]).sum();

@@ -1,28 +1,21 @@
 //! Established TCP sessions go on in the next process of an upgrade: no byte is lost, nobody is
 //! reset, and if the next process fails, the session goes on where it was.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::os::fd::{AsFd as _, OwnedFd};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use config_sync::table::address::UnixPath;
 use nix::sys::signal::Signal;
-use ringway::ring::listen::unix;
-use ringway::ring::sys::pass;
-use ringway::wire::hand_over::{MOST_BYTES, Message, Session, read, write};
+use ringway::wire::hand_over::{MOST_SESSIONS, Message};
 use ringway_tests::real::config::{backend, listener, route};
 use ringway_tests::real::{
-    Daemon, Gateway, Launch, Pattern, Postgres, Server, SetWhenDropped, connect, echo,
-    free_address, now, program, wait_until,
+    Daemon, Gateway, Imposter, Launch, Pattern, Postgres, Server, SetWhenDropped, connect, echo,
+    free_address, now, program, wait_for, wait_until,
 };
-use socket2::Type;
-
-/// Only a test that hangs takes so long.
-const DEADLINE: Duration = Duration::from_secs(60);
 
 /// A gateway with one TCP listener.
 struct Setup {
@@ -154,6 +147,32 @@ fn sessions_go_on_through_five_upgrades() {
     assert!(closes.iter().all(|line| line.text("reason") == Some("client_fin")), "{closes:?}");
     let whole = closes.iter().filter(|line| line.number("bytes_up") == 6 + 5 * 5).count();
     assert_eq!(whole, 200, "each line has the whole session's bytes");
+    assert_eq!(setup.gateway.metrics().value("ringway_sessions_active", &[]), 0);
+}
+
+/// Sessions go to more workers and to fewer, and each line has the whole session's bytes.
+#[test]
+fn the_number_of_workers_may_change() {
+    let server = Server::tcp(echo);
+    let setup = Setup::new(server.address, "");
+    let clients: Vec<_> = (0..20).map(|_| connect(setup.tcp)).collect();
+    clients.iter().for_each(|client| ask(client, b"before"));
+    for cores in ["[0]", "[0, 1]", "[1]", "[0, 1]"] {
+        setup.gateway.set_cores(cores);
+        setup.move_all();
+        assert_eq!(setup.figure("taken_over"), 20, "{cores}");
+        clients.iter().for_each(|client| ask(client, b"after"));
+    }
+    drop(clients);
+    let closes = setup.gateway.closes(20);
+    assert_eq!(closes.len(), 20, "one line for each session");
+    for line in &closes {
+        assert_eq!(line.text("reason"), Some("client_fin"), "{line:?}");
+        let bytes = ["bytes_up", "bytes_down"].map(|field| line.number(field));
+        assert_eq!(bytes, [6 + 4 * 5; 2], "{line:?}");
+    }
+    let workers: BTreeSet<_> = closes.iter().map(|line| line.number("worker")).collect();
+    assert_eq!(workers, BTreeSet::from([0, 1]), "each of the last two workers has some");
     assert_eq!(setup.gateway.metrics().value("ringway_sessions_active", &[]), 0);
 }
 
@@ -339,51 +358,6 @@ fn sessions_that_came_count_in_limits() {
     });
 }
 
-/// A new process as a test writes it.
-struct Imposter(OwnedFd);
-
-impl Imposter {
-    /// Takes all listening sockets over.
-    fn takes_over(setup: &Setup) -> (Self, Vec<OwnedFd>) {
-        let path = format!("{}.upgrade", setup.gateway.socket().display());
-        let path = UnixPath::new(&path).expect("a path");
-        let socket = unix::connect(path, Type::SEQPACKET).expect("the door is open");
-        pass::set_patience(socket.as_fd(), DEADLINE).expect("a timeout");
-        let new = Self(socket);
-        new.say(&Message::Hello { program: "test".into(), workers: 2 });
-        let (Message::Offer { sockets: count, .. }, _) = new.hears() else { panic!("no offer") };
-        let mut sockets = Vec::new();
-        while sockets.len() < count as usize {
-            let (Message::Sockets(_), some) = new.hears() else { panic!("no sockets") };
-            sockets.extend(some);
-        }
-        new.say(&Message::Taken((0..count).collect()));
-        new.say(&Message::Ready);
-        assert_eq!(new.hears().0, Message::Yours);
-        new.say(&Message::Mine);
-        (new, sockets)
-    }
-
-    fn say(&self, message: &Message) {
-        pass::send(self.0.as_fd(), &write(message), &[]).expect("it is sent");
-    }
-
-    fn hears(&self) -> (Message, Vec<OwnedFd>) {
-        let mut bytes = vec![0; MOST_BYTES];
-        let (len, sockets) = pass::receive(self.0.as_fd(), &mut bytes).expect("a packet");
-        (read(&bytes[..len]).expect("a message"), sockets)
-    }
-
-    /// Waits until it is offered sessions.
-    fn is_offered(&self) -> (Vec<Session>, Vec<OwnedFd>) {
-        loop {
-            if let (Message::Sessions(sessions), sockets) = self.hears() {
-                return (sessions, sockets);
-            }
-        }
-    }
-}
-
 /// Whatever the new process does before its answer, or in place of it, the session goes on in the
 /// old one: with the bytes that came meanwhile.
 #[test]
@@ -391,33 +365,33 @@ fn a_session_survives_a_new_process_that_fails() {
     type Act = fn(Imposter);
     let acts: &[(&str, Act)] = &[
         ("hangs up before", |new| drop(new)),
-        ("hangs up", |new| drop(new.is_offered())),
+        ("hangs up", |new| drop(new.is_offered_sessions())),
         ("adopts nothing", |new| {
-            let (sessions, _sockets) = new.is_offered();
+            let (sessions, _sockets) = new.is_offered_sessions();
             new.say(&Message::Adopted(vec![false; sessions.len()]));
             std::thread::sleep(Duration::from_millis(500));
         }),
         ("says too little", |new| {
-            let _sockets = new.is_offered();
+            let _sockets = new.is_offered_sessions();
             new.say(&Message::Adopted(Vec::new()));
             std::thread::sleep(Duration::from_millis(500));
         }),
         ("says something else", |new| {
-            let _sockets = new.is_offered();
+            let _sockets = new.is_offered_sessions();
             new.say(&Message::Mine);
             std::thread::sleep(Duration::from_millis(500));
         }),
         ("says nonsense", |new| {
-            let _sockets = new.is_offered();
-            pass::send(new.0.as_fd(), b"nonsense", &[]).expect("it is sent");
+            let _sockets = new.is_offered_sessions();
+            new.says_bytes(b"nonsense");
             std::thread::sleep(Duration::from_millis(500));
         }),
         ("answers too late", |new| {
-            let (sessions, _sockets) = new.is_offered();
+            let (sessions, _sockets) = new.is_offered_sessions();
             // Longer than the old one waits.
             std::thread::sleep(Duration::from_secs(4));
-            let late = write(&Message::Adopted(vec![true; sessions.len()]));
-            assert!(pass::send(new.0.as_fd(), &late, &[]).is_err(), "it must know");
+            let late = Message::Adopted(vec![true; sessions.len()]);
+            assert!(!new.reaches(&late), "it must know");
         }),
     ];
     let server = Server::tcp(echo);
@@ -425,7 +399,7 @@ fn a_session_survives_a_new_process_that_fails() {
         let setup = Setup::new(server.address, "");
         let client = connect(setup.tcp);
         ask(&client, b"before");
-        let (new, _listening) = Imposter::takes_over(&setup);
+        let (new, _listening) = Imposter::takes_over(&setup.gateway);
         std::thread::scope(|scope| {
             scope.spawn(|| act(new));
             for _ in 0..100 {
@@ -440,6 +414,59 @@ fn a_session_survives_a_new_process_that_fails() {
     }
 }
 
+/// The new process dies when it has adopted some sessions, and is being offered others, or is about
+/// to be. It has had those that it adopted, and all the others go on in the old one.
+#[test]
+fn the_rest_goes_on_if_the_new_process_dies_between_two_batches() {
+    type Act = fn(Imposter);
+    let acts: &[(&str, Act)] = &[
+        ("before the next batch", |new| drop(new)),
+        ("with the next batch", |new| drop(new.is_offered_sessions())),
+    ];
+    let server = Server::tcp(echo);
+    for (what, act) in acts {
+        let setup = Setup::new(server.address, "");
+        // Each worker has more than go in a batch.
+        let clients: Vec<_> = (0..80).map(|_| connect(setup.tcp)).collect();
+        clients.iter().for_each(|client| ask(client, b"before"));
+        let (new, _listening) = Imposter::takes_over(&setup.gateway);
+        let (sessions, sockets) = new.is_offered_sessions();
+        let count = sessions.len();
+        assert!((1..=MOST_SESSIONS).contains(&count), "{count} sessions at once");
+        new.adopts(count);
+        act(new);
+        let sockets: Vec<_> = sockets.into_iter().map(TcpStream::from).collect();
+        for socket in &sockets {
+            socket.set_nonblocking(false).expect("a flag");
+        }
+        let (pairs, _) = sockets.as_chunks::<2>();
+        let gone: BTreeMap<_, _> = sessions.iter().map(|of| of.client).zip(pairs).collect();
+        let (moved, rest): (Vec<_>, Vec<_>) = clients
+            .iter()
+            .partition(|client| gone.contains_key(&client.local_addr().expect("connected")));
+        assert_eq!((moved.len(), rest.len()), (count, 80 - count));
+        for _ in 0..20 {
+            rest.iter().for_each(|client| ask(client, b"after"));
+        }
+        // The sockets of those that have gone are here, and nobody else reads from them.
+        for mut client in moved {
+            let [mut of_client, of_endpoint] =
+                gone[&client.local_addr().expect("connected")].each_ref();
+            let mut word = [0; 5];
+            client.write_all(b"after").expect("the session lives");
+            of_client.read_exact(&mut word).expect("the client's bytes are all here");
+            ask(of_endpoint, &word);
+        }
+        drop(clients);
+        let closes = setup.gateway.closes(80 - count);
+        assert_eq!(closes.len(), 80 - count, "the new process dies {what}");
+        for line in closes {
+            assert_eq!(line.text("reason"), Some("client_fin"), "{what}: {line:?}");
+            assert_eq!(line.number("bytes_up"), 6 + 20 * 5, "{what}: {line:?}");
+        }
+    }
+}
+
 /// Once the new process has said that it adopts a session, the old one neither reads nor closes it:
 /// the new process has the session to itself, and the old one ends.
 #[test]
@@ -448,14 +475,14 @@ fn an_adopted_session_is_the_new_processs_alone() {
     let mut setup = Setup::new(server.address, "");
     let mut client = connect(setup.tcp);
     ask(&client, b"before");
-    let (new, _listening) = Imposter::takes_over(&setup);
-    let (sessions, mut sockets) = new.is_offered();
+    let (new, _listening) = Imposter::takes_over(&setup.gateway);
+    let (sessions, mut sockets) = new.is_offered_sessions();
     let [session] = &sessions[..] else { panic!("one session: {sessions:?}") };
     assert_eq!((session.bytes, session.ended), ([6, 6], [false; 2]), "{session:?}");
     assert_eq!((session.listener.as_str(), session.backend.as_str()), ("tcp", "tcp"));
     assert_eq!(session.endpoint, server.address.to_string());
-    new.say(&Message::Adopted(vec![true]));
-    let status = ringway_tests::real::wait_for("the old process ends", || setup.gateway.ended());
+    new.adopts(1);
+    let status = wait_for("the old process ends", || setup.gateway.ended());
     assert!(status.success(), "{status}");
     client.write_all(b"question").expect("open");
     let endpoint = TcpStream::from(sockets.pop().expect("the endpoint's"));
@@ -483,7 +510,7 @@ fn a_forced_stop_while_sessions_move_looks_to_nobody_like_an_end() {
     clients.iter().for_each(|client| ask(client, b"before"));
     setup.upgrade();
     setup.gateway.signal(Signal::SIGTERM);
-    ringway_tests::real::wait_for("the old process ends", || setup.gateway.ended());
+    wait_for("the old process ends", || setup.gateway.ended());
     let mut lived = 0;
     for mut client in &clients {
         let mut word = [0; 5];

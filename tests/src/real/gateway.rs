@@ -195,6 +195,16 @@ impl Gateway {
         self.folder.write(self.file, &format!("{}{config}", self.head));
     }
 
+    /// Writes into the file which cores the workers of the next process have: `[0, 1]`, say.
+    pub fn set_cores(&self, cores: &str) {
+        let path = self.folder.file(self.file);
+        let text = std::fs::read_to_string(&path).expect("the configuration");
+        let (before, rest) = text.split_once("cores = ").expect("cores");
+        let (_, after) = rest.split_once(']').expect("a list");
+        let text = format!("{before}cores = {cores}{after}");
+        std::fs::write(path, text).expect("the configuration is written");
+    }
+
     /// A file beside the gateway's own.
     pub fn beside(&self, name: &str, text: &str) -> PathBuf {
         self.folder.write(&self.file.replace("ringway.toml", name), text)
