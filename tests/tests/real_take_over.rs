@@ -17,7 +17,7 @@ use nix::unistd::Pid;
 use ringway::ring::listen::{steering, unix};
 use ringway::ring::sys::pass;
 use ringway::wire::hand_over::{
-    Figures, Flow, MOST_BYTES, Message, Name, Session, What, read, write,
+    Action, Figures, Flow, MOST_BYTES, Message, Name, Override, Session, What, read, write,
 };
 use ringway_tests::real::config::{backend, listener, route};
 use ringway_tests::real::{
@@ -38,9 +38,17 @@ enum Act {
     DiesAmidSockets,
     DiesAfterSockets,
     DiesBeforeOverrides,
+    /// It has said what operators have said, and says no keys of tickets.
+    DiesBeforeTickets,
     DiesBeforeYours,
     DiesAfterFlows,
     DiesAfterFigures,
+    /// It hears no answer to its last word any more, and dies.
+    DiesAfterYours,
+    /// It hears no answer to its last word any more, and goes on serving.
+    IsDeafToMine,
+    /// It hears the answer to its last word, and dies.
+    DiesAfterMine,
     RefusesLateAndDies,
     RefusesLate,
     HangsUp,
@@ -52,19 +60,24 @@ enum Act {
 }
 
 use Act::{
-    DiesAfterFigures, DiesAfterFlows, DiesAfterOffer, DiesAfterSessions, DiesAfterSockets,
-    DiesAmidSockets, DiesBeforeOverrides, DiesBeforeYours, HangsUp, IsDeafToSessions, RefusesLate,
-    RefusesLateAndDies, SaysNothing,
+    DiesAfterFigures, DiesAfterFlows, DiesAfterMine, DiesAfterOffer, DiesAfterSessions,
+    DiesAfterSockets, DiesAfterYours, DiesAmidSockets, DiesBeforeOverrides, DiesBeforeTickets,
+    DiesBeforeYours, HangsUp, IsDeafToMine, IsDeafToSessions, RefusesLate, RefusesLateAndDies,
+    SaysNothing,
 };
 
-const ALL: [Act; 13] = [
+const ALL: [Act; 17] = [
     DiesAfterOffer,
     DiesAmidSockets,
     DiesAfterSockets,
     DiesBeforeOverrides,
+    DiesBeforeTickets,
     DiesBeforeYours,
     DiesAfterFlows,
     DiesAfterFigures,
+    DiesAfterYours,
+    IsDeafToMine,
+    DiesAfterMine,
     RefusesLateAndDies,
     RefusesLate,
     HangsUp,
@@ -212,6 +225,17 @@ impl Old {
         }
     }
 
+    /// What an operator has said of the TCP endpoint.
+    fn weight(&self) -> Override {
+        Override {
+            listener: None,
+            backend: Some("tcp".into()),
+            endpoint: Some(self.tcp_endpoint.to_string()),
+            action: Action::Weight(5),
+            left: None,
+        }
+    }
+
     /// Serves by itself until it is killed.
     fn serves(&self) -> ! {
         loop {
@@ -251,10 +275,11 @@ impl Conversation {
         read(&bytes[..len]).expect("a message")
     }
 
-    /// Returns where the old process is to die.
-    fn hands_over(self, act: Act, old: &Old, session: [TcpStream; 2]) {
+    /// Offers all that it has. Returns the number of the new process's workers, or `None` where the
+    /// old process is to die.
+    fn offers(&self, act: Act, old: &Old) -> Option<u32> {
         let Message::Hello { workers, .. } = self.hears() else { panic!("no hello") };
-        let count = |wanted| u32::from(act == wanted);
+        let count = |of: &[Act]| u32::from(of.contains(&act));
         self.say(
             &Message::Offer {
                 program: "test".into(),
@@ -262,13 +287,13 @@ impl Conversation {
                 workers: 1,
                 seed: SEED,
                 sockets: 3,
-                overrides: count(DiesBeforeOverrides),
-                tickets: 0,
+                overrides: count(&[DiesBeforeOverrides, DiesBeforeTickets]),
+                tickets: count(&[DiesBeforeTickets]),
             },
             &[],
         );
         if act == DiesAfterOffer {
-            return;
+            return None;
         }
         let name = |what, address: String| {
             Message::Sockets(vec![Name { what, address, interface: 0, worker: 0 }])
@@ -276,16 +301,26 @@ impl Conversation {
         let tcp = old.tcp.local_addr().expect("bound").to_string();
         self.say(&name(What::Tcp, tcp), &[old.tcp.as_fd()]);
         if act == DiesAmidSockets {
-            return;
+            return None;
         }
         let udp = old.udp.local_addr().expect("bound").to_string();
         self.say(&name(What::Udp, udp), &[old.udp.as_fd()]);
         self.say(&name(What::Door, String::new()), &[old.door.as_fd()]);
         if [DiesAfterSockets, DiesBeforeOverrides].contains(&act) {
-            return;
+            return None;
+        }
+        if act == DiesBeforeTickets {
+            self.say(&Message::Overrides(vec![old.weight()]), &[]);
+            return None;
         }
         let Message::Taken(_) = self.hears() else { panic!("nothing is taken") };
         assert_eq!(self.hears(), Message::Ready);
+        Some(workers)
+    }
+
+    /// Returns where the old process is to die.
+    fn hands_over(self, act: Act, old: &Old, session: [TcpStream; 2]) {
+        let Some(workers) = self.offers(act, old) else { return };
         match act {
             DiesBeforeYours => return,
             RefusesLate | RefusesLateAndDies => {
@@ -311,8 +346,24 @@ impl Conversation {
         if act == DiesAfterFigures {
             return;
         }
+        if act == DiesAfterMine {
+            // As a gateway does. If it dies before, the new process does so itself.
+            for socket in [old.tcp.as_fd(), old.udp.as_fd()] {
+                steering::attach(socket, true, workers as usize, SEED).expect("a program");
+            }
+        }
+        if [DiesAfterYours, IsDeafToMine].contains(&act) {
+            pass::stop_receiving(self.0.as_fd()).expect("it is open");
+        }
         self.say(&Message::Yours, &[]);
-        assert_eq!(self.hears(), Message::Mine);
+        match act {
+            DiesAfterYours => return,
+            IsDeafToMine => old.serves(),
+            _ => assert_eq!(self.hears(), Message::Mine),
+        }
+        if act == DiesAfterMine {
+            return;
+        }
         pass::stop_receiving(self.0.as_fd()).expect("it is open");
         let message = Message::Sessions(vec![old.session(&session[0])]);
         self.say(&message, &[session[0].as_fd(), session[1].as_fd()]);
@@ -525,14 +576,28 @@ fn with_all_listening_sockets_the_new_process_goes_on_alone() {
     }
 }
 
-/// The flow whose last figures had come goes on from the same port.
+/// What operators had said holds, though the keys of tickets have not come.
+#[test]
+fn what_had_come_before_the_old_process_died_holds() {
+    let mut play = Play::begin(DiesBeforeTickets);
+    let all = wait_for("the new process answers", || play.asks(&["overrides"]));
+    assert_eq!((&all[0]["backend"], &all[0]["weight"]), (&"tcp".into(), &5.into()), "{all}");
+    assert!(play.said().contains("has died before it had said all"), "{}", play.said());
+    play.serves_alone();
+}
+
+/// The flow whose last figures had come goes on from the same port, whether or not the old process
+/// has said its last word, and heard the answer.
 #[test]
 fn a_flow_that_had_settled_goes_on_alone_too() {
-    let mut play = Play::begin(DiesAfterFigures);
-    wait_until("the new process is alone", || play.said().contains("goes on alone"));
-    let port = std::fs::read_to_string(play.folder.file("port")).expect("it is written");
-    assert_eq!(play.hears(&play.player, "word"), (port, "word".to_owned()));
-    play.serves_alone();
+    for act in [DiesAfterFigures, DiesAfterYours, DiesAfterMine] {
+        let mut play = Play::begin(act);
+        let said = if act == DiesAfterMine { "has taken over" } else { "goes on alone" };
+        wait_until("the new process is alone", || play.said().contains(said));
+        let port = std::fs::read_to_string(play.folder.file("port")).expect("it is written");
+        assert_eq!(play.hears(&play.player, "word"), (port, "word".to_owned()), "{act:?}");
+        play.serves_alone();
+    }
 }
 
 #[test]
@@ -548,6 +613,14 @@ fn a_late_refusal_leaves_all_to_the_old_process() {
 fn an_old_process_that_hangs_up_and_lives_has_all() {
     let mut play = Play::begin(HangsUp);
     play.ends_with("the other process has ended, or has hung up");
+    play.is_left_to_the_old_one();
+}
+
+/// The new process can't give the last answer, and the old one lives.
+#[test]
+fn an_old_process_that_hears_no_answer_and_lives_has_all() {
+    let mut play = Play::begin(IsDeafToMine);
+    play.ends_with("the other process has ended");
     play.is_left_to_the_old_one();
 }
 
