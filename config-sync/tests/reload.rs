@@ -1,5 +1,6 @@
 //! A file that changes, from the watch to the table that a worker gets.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -103,6 +104,30 @@ fn a_reload_publishes_a_refresh_only_what_is_new_and_faults_change_nothing() {
     assert_eq!(sync.follow(Wish::Refresh), Outcome::Published { generation: 3 });
     assert_eq!(generation_and_sockets(), Some((3, 0)));
     assert_eq!((sync.last_error(), sync.generation()), (None, 3));
+}
+
+/// However short `drain_timeout` is, sessions have 5 s to go to the next process of an upgrade. A
+/// stop keeps to `drain_timeout`.
+#[test]
+fn an_upgrade_leaves_sessions_five_seconds_at_the_least() {
+    let directory = Directory::new("drain");
+    for (said, stop, upgrade) in [("1s", 1_000, 5_000), ("5s", 5_000, 5_000), ("6s", 6_000, 6_000)]
+    {
+        let text = format!("drain_timeout = \"{said}\"\n{GOOD}");
+        let path = directory.write("ringway.toml", &text);
+        let timeout = |end: fn(&mut ConfigSync)| {
+            let (mut sync, commands) = start(&path);
+            assert_eq!(sync.follow(Wish::Reload), Outcome::Published { generation: 1 });
+            assert!(matches!(commands.try_recv(), Ok(Command::Table { .. })));
+            end(&mut sync);
+            match commands.try_recv() {
+                Ok(Command::Table { table, .. }) => table.drain.map(|drain| drain.timeout),
+                _ => None,
+            }
+        };
+        assert_eq!(timeout(ConfigSync::drain), Some(stop), "{said}");
+        assert_eq!(timeout(|sync| sync.hand_over(&BTreeSet::new(), 1)), Some(upgrade), "{said}");
+    }
 }
 
 #[test]

@@ -7,6 +7,7 @@ mod clients;
 mod endpoints;
 mod ends;
 mod stops;
+mod upgrades;
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream};
