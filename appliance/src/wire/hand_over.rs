@@ -22,9 +22,6 @@
 //!                                                          process ends
 //! ```
 
-#[cfg(test)]
-mod tests;
-
 use std::fmt;
 use std::hint::black_box;
 use std::net::{IpAddr, SocketAddr};

@@ -1,4 +1,13 @@
-use super::*;
+//! What is read of a message, and what is refused.
+
+use ringway::wire::hand_over::{
+    Action, Fault, Figures, Flow, MOST_BYTES, MOST_FIGURES, MOST_FLOWS, MOST_HEADER, MOST_NUMBERS,
+    MOST_OVERRIDES, MOST_SESSIONS, MOST_SOCKETS, MOST_TICKETS, Message, Name, Override, Secret,
+    Session, Tickets, What, hexadecimal, read, write,
+};
+
+use crate::HEAD;
+use crate::examples::{flow, session};
 
 fn name() -> Name {
     Name { what: What::Udp, address: "[::1]:53".into(), interface: 2, worker: 7 }
@@ -11,35 +20,6 @@ fn an_override() -> Override {
         endpoint: Some("e".repeat(253)),
         action: Action::Weight(256),
         left: Some(u64::MAX),
-    }
-}
-
-fn session() -> Session {
-    let at = |port| SocketAddr::from(([192, 0, 2, 1], port));
-    Session {
-        address: "[::]:443".into(),
-        interface: 3,
-        tls: true,
-        listener: "web".into(),
-        route: Some("web".into()),
-        backend: "blue".into(),
-        endpoint: "unix:/run/app.sock".into(),
-        close_after: Some(10_000),
-        client: at(1),
-        local: at(2),
-        peer: Some(at(3)),
-        destination: Some(at(4)),
-        unique_id: Some([u64::MAX, 1]),
-        server_name: Some("a.example".into()),
-        timeouts: [1, 2, 3, 4, u32::MAX],
-        opened: 5,
-        last_byte: 6,
-        connect: Some(7),
-        bytes: [u64::MAX >> 2, 8],
-        ended: [true, false],
-        client_first: Some(true),
-        ending: true,
-        paced: [false, true],
     }
 }
 
@@ -73,31 +53,16 @@ fn keys_are_not_shown() {
     assert_eq!(tickets().current.bytes(), Some(vec![1; 48]));
 }
 
-fn flow() -> Flow {
-    let at = |port| SocketAddr::from(([192, 0, 2, 1], port));
+/// With the longest numbers.
+fn long_flow() -> Flow {
     Flow {
-        address: "[::]:53".into(),
-        interface: 3,
-        listener: "dns".into(),
-        route: "dns".into(),
-        backend: "blue".into(),
-        endpoint: "192.0.2.9:+1".into(),
-        close_after: Some(10_000),
-        worker: 63,
         peer: "[2001:db8:1111:2222:3333:4444:5555:6666]:65535".parse().expect("an address"),
-        local: Some(at(0).ip()),
-        said: Some([at(1), at(2)]),
-        header: hexadecimal(&[0x0d, 0xff, 0]),
-        unique_id: Some([u64::MAX, 1]),
         timeout: u32::MAX,
-        responses: 1,
         datagrams: [u32::MAX; 2],
         bytes: [u64::MAX >> 2; 2],
         opened: u64::MAX,
         last: u64::MAX,
-        refused: true,
-        own: true,
-        through: 7,
+        ..flow()
     }
 }
 
@@ -161,7 +126,7 @@ fn all() -> Vec<Message> {
         Message::Yours,
         Message::Mine,
         Message::Sessions(vec![session(); MOST_SESSIONS]),
-        Message::Flows(vec![flow(); MOST_FLOWS]),
+        Message::Flows(vec![long_flow(); MOST_FLOWS]),
         Message::Figures(vec![figures(); MOST_FIGURES]),
         Message::Adopted(vec![true; MOST_FLOWS]),
         Message::Draining { processes: 1, sessions: 2, flows: 3 },
@@ -203,12 +168,13 @@ fn too_many_entries_and_unknown_words_are_refused() {
     assert_eq!(read(&many), Err(Fault::Entries(MOST_SOCKETS + 1)));
     let many = write(&Message::Adopted(vec![true; MOST_FLOWS + 1]));
     assert_eq!(read(&many), Err(Fault::Entries(MOST_FLOWS + 1)));
-    let many = write(&Message::Flows(vec![flow(); MOST_FLOWS + 1]));
+    let many = write(&Message::Flows(vec![long_flow(); MOST_FLOWS + 1]));
     assert_eq!(read(&many), Err(Fault::Entries(MOST_FLOWS + 1)));
     let many = write(&Message::Sessions(vec![session(); MOST_SESSIONS + 1]));
     assert_eq!(read(&many), Err(Fault::Entries(MOST_SESSIONS + 1)));
     let json = b"{\"hello\":{\"program\":\"\",\"workers\":1,\"more\":1}}";
     let length = u32::try_from(json.len()).expect("short").to_be_bytes();
-    let unknown = [&MAGIC[..], &VERSION.to_be_bytes(), &length, json].concat();
+    let magic_and_version = &write(&Message::Ready)[..6];
+    let unknown = [magic_and_version, &length, json].concat();
     assert!(matches!(read(&unknown), Err(Fault::Json(_))));
 }
