@@ -3,23 +3,16 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
-use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use config_sync::table::address::UnixPath;
-use ringway::ring::listen::unix;
-use ringway::ring::sys::pass;
-use ringway::wire::hand_over::{MOST_BYTES, Message, read, write};
+use ringway::wire::hand_over::Message;
 use ringway_tests::real::config::listener;
 use ringway_tests::real::{
-    Gateway, Launch, Server, binary, connect, echo, free_address, now, wait_for, wait_until,
+    Gateway, Imposter, Launch, Server, binary, connect, echo, free_address, now, wait_for,
+    wait_until,
 };
-use socket2::Type;
-
-/// Longer than any wait of an upgrade.
-const DEADLINE: Duration = Duration::from_secs(60);
 
 /// A gateway with some TCP listeners, and one session through each.
 struct Setup {
@@ -130,6 +123,38 @@ fn without_files_for_the_listening_sockets_there_is_no_upgrade() {
     setup.goes_on();
 }
 
+const NO_ADMIN: &str = "no files are left for the admin API of this process (RLIMIT_NOFILE)";
+
+/// However few files the new process has, it serves with an admin API, or leaves all to the old
+/// one.
+#[test]
+fn a_new_process_serves_with_its_admin_api_or_not_at_all() {
+    let setup = Setup::new(50);
+    let clients = 2 * setup.clients.len();
+    // From a limit on at which some listening sockets find no place.
+    let limits = (setup.files() - clients - 32 - 40..).step_by(2);
+    let mut without_admin = 0;
+    let serves = limits.take(100).find_map(|files| {
+        let mut new = setup.take_over_with(files);
+        let ended = wait_for("it takes over, or ends", || {
+            let ended = new.child.try_wait().expect("its status");
+            let serves = new.said().contains("this process has taken over");
+            (serves || ended.is_some()).then_some(ended)
+        });
+        let Some(status) = ended else { return Some(new) };
+        assert!(!status.success(), "{status}");
+        without_admin += usize::from(new.said().contains(NO_ADMIN));
+        setup.all_live();
+        None
+    });
+    let new = serves.expect("with enough files it takes over");
+    assert!(without_admin > 0, "no limit leaves files for the sockets alone");
+    assert!(!new.said().contains("no upgrade will be possible"), "{}", new.said());
+    let status = setup.gateway.asks(&["status"]);
+    assert_eq!(status["upgrade"]["generation"], 2, "{status}");
+    setup.all_live();
+}
+
 #[test]
 fn without_files_for_sessions_they_stay_in_the_old_process() {
     let mut setup = Setup::new(2);
@@ -159,31 +184,17 @@ fn without_files_for_sessions_they_stay_in_the_old_process() {
 #[ignore = "it takes half a minute"]
 fn a_new_process_that_is_never_ready_is_given_up() {
     let setup = Setup::new(1);
-    let path = format!("{}.upgrade", setup.gateway.socket().display());
-    let path = UnixPath::new(&path).expect("a path");
-    let link = unix::connect(path, Type::SEQPACKET).expect("the door is open");
-    pass::set_patience(link.as_fd(), DEADLINE).expect("a timeout");
-    let say = |message: Message| {
-        pass::send(link.as_fd(), &write(&message), &[]).expect("it is sent");
-    };
+    let new = Imposter::connect(&setup.gateway);
     let began = now();
-    say(Message::Hello { program: "test".into(), workers: 2 });
+    let _sockets = new.is_offered();
     // A sign of life does not help.
     std::thread::sleep(Duration::from_secs(3));
-    say(Message::Taken(vec![0]));
-    let why = loop {
-        let mut bytes = vec![0; MOST_BYTES];
-        let (len, _sockets) = pass::receive(link.as_fd(), &mut bytes).expect("a packet");
-        match read(&bytes[..len]).expect("a message") {
-            Message::Refused { why } => break why,
-            Message::Offer { .. } | Message::Sockets(_) => {}
-            other => panic!("{other:?}"),
-        }
-    };
+    new.say(&Message::Taken(vec![0]));
+    let why = new.is_refused();
     assert_eq!(why, "the new process was not ready within 25 s");
     assert!(began.elapsed() >= Duration::from_secs(24), "{:?}", began.elapsed());
     assert_eq!(setup.failures(), 1);
     setup.all_live();
-    drop(link);
+    drop(new);
     setup.goes_on();
 }

@@ -188,7 +188,7 @@ async fn control(origin: Origin, start: Start, passed: Passed) -> anyhow::Result
     say_admin(&config);
     match given {
         None => {
-            control.open_doors(doors, caller, None)?;
+            control.open_doors(doors, caller, None, None)?;
             control.claim_pid_file();
             passed::warn_of_rest(&mut sockets.lock());
         }

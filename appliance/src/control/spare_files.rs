@@ -2,6 +2,7 @@
 //! taken all others that the process may open.
 
 use std::fs::File;
+use std::io;
 
 use parking_lot::Mutex;
 
@@ -15,6 +16,15 @@ impl SpareFiles {
     /// Keeps up to `count` files. None is open before [`Self::fill`].
     pub fn new(count: usize) -> Self {
         Self { count, files: Mutex::default() }
+    }
+
+    /// Keeps `count` files, which are all open already.
+    ///
+    /// # Errors
+    /// Not so many files are left.
+    pub fn filled(count: usize) -> io::Result<Self> {
+        let files: io::Result<_> = (0..count).map(|_| File::open("/dev/null")).collect();
+        Ok(Self { count, files: Mutex::new(files?) })
     }
 
     /// Opens the missing spare files. The caller calls this where a file may just have been closed,

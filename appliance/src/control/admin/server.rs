@@ -112,15 +112,21 @@ impl Closing {
     }
 }
 
-/// Serves on a thread of its own until the process ends.
+/// Serves on a thread of its own until the process ends. `spare`: files that are kept for it
+/// already.
 ///
 /// # Errors
 /// The system refuses the thread or the resources of its event loop.
-pub fn start(doors: Vec<Door>, board: Arc<Board>, caller: Caller) -> io::Result<Closing> {
+pub fn start(
+    doors: Vec<Door>,
+    board: Arc<Board>,
+    caller: Caller,
+    spare: Option<SpareFiles>,
+) -> io::Result<Closing> {
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     // Pages are made one at a time. The second thread is for the page of a client that has gone.
     let runtime = runtime.enable_all().max_blocking_threads(2).build()?;
-    let spare = Arc::new(SpareFiles::new(SPARE));
+    let spare = Arc::new(spare.unwrap_or_else(|| SpareFiles::new(SPARE)));
     let rate = Arc::<RequestRate>::default();
     let reads = Access::Token { file: None, certificates: false };
     let api = Api { board: Arc::clone(&board), caller: caller.clone(), access: reads };
@@ -195,7 +201,7 @@ impl Listener {
 
 /// This many connections are served even if no files are left. An operator who asks why clients are
 /// refused must get an answer then, too.
-const SPARE: usize = 16;
+pub const SPARE: usize = 16;
 
 async fn serve(listener: Listener, api: Api, spare: Arc<SpareFiles>, rate: Arc<RequestRate>) {
     let routers = Routers {

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use crate::control::admin::calls::{Caller, Refusal, Upgraded};
 use crate::control::admin::server::{Closing, Door};
+use crate::control::spare_files::SpareFiles;
 use crate::control::upgrade::door::Link;
 use crate::control::upgrade::starter::Starter;
 use crate::control::upgrade::under_way::{Answer, Batch, Departure, FlowBatch, FlowMoves, Moves};
@@ -51,8 +52,9 @@ pub enum Step {
     FlowsArrived { batch: FlowBatch, answer: oneshot::Sender<Vec<bool>> },
     /// The old process could not be told so. Whether the sessions are this process's all the same.
     NotTold { are_ours: bool },
-    /// The old process is about to stop. These flows of it have settled.
-    Yours { figures: Vec<Figures> },
+    /// The old process is about to stop. These flows of it have settled. `opening` is dropped once
+    /// the admin API is open.
+    Yours { figures: Vec<Figures>, opening: oneshot::Sender<()> },
     /// The old process has died before it could say so. Nobody but this process has the sockets.
     /// These flows had settled.
     Orphaned { figures: Vec<Figures>, why: String },
@@ -147,6 +149,8 @@ pub struct Taking {
     pub doors: Vec<Door>,
     pub caller: Caller,
     pub door: Option<OwnedFd>,
+    /// Files that these need.
+    pub spare: SpareFiles,
     /// SIGTERM has come.
     pub must_end: bool,
 }

@@ -27,6 +27,7 @@ use crate::control::admin::server;
 use crate::control::fd_store;
 use crate::control::pid_file::PidFile;
 use crate::control::run::{Control, Phase};
+use crate::control::spare_files::SpareFiles;
 use crate::control::systemd;
 use crate::control::upgrade::door::{self, Link, PATIENCE};
 use crate::control::upgrade::giving::{Asks, give};
@@ -218,7 +219,7 @@ impl Control {
             Step::Arrived { batch, voice, answer } => self.arrived(batch, voice, answer),
             Step::FlowsArrived { batch, answer } => self.flows_arrived(batch, answer),
             Step::NotTold { are_ours } => self.own_sessions(are_ours),
-            Step::Yours { figures } => self.is_alone(figures),
+            Step::Yours { figures, .. } => self.is_alone(figures),
             Step::Orphaned { figures, why } => self.is_orphaned(figures, &why),
             Step::NotOurs { why } => self.leave_it_to_the_old_one(why),
             Step::Draining { processes, sessions, flows } => {
@@ -423,9 +424,10 @@ impl Control {
         let (taken, closed) = sockets.close_unused();
         self.board.upgrade.lock().listeners = sockets.listeners;
         drop(sockets);
-        let (link, workers, must_end) = (Some(given.link), given.workers, false);
+        let (link, workers, spare) = (Some(given.link), given.workers, given.spare);
+        let must_end = false;
         self.upgrade.taking =
-            Some(Taking { link, workers, taken, closed, doors, caller, door, must_end });
+            Some(Taking { link, workers, taken, closed, doors, caller, door, spare, must_end });
     }
 
     /// Tells the old process that this one serves, once all workers have their table.
@@ -444,7 +446,9 @@ impl Control {
         let Some(taking) = self.upgrade.taking.take() else { return };
         self.own_flows(Some(figures), taking.workers);
         self.sync.own_files();
-        if let Err(error) = self.open_doors(taking.doors, taking.caller, taking.door) {
+        taking.spare.give_up(taking::OPENING);
+        let (door, spare) = (taking.door, Some(taking.spare));
+        if let Err(error) = self.open_doors(taking.doors, taking.caller, door, spare) {
             tracing::error!("{error:#}");
         }
         tracing::info!(
@@ -529,13 +533,14 @@ impl Control {
         doors: Vec<server::Door>,
         caller: calls::Caller,
         door: Option<OwnedFd>,
+        spare: Option<SpareFiles>,
     ) -> anyhow::Result<()> {
         self.board.upgrade.lock().generation = self.upgrade.generation;
         self.socket_file = self.admin_socket.and_then(SocketFile::at);
         let admin = doors.iter().map(server::Door::shared).collect::<io::Result<Vec<_>>>();
         self.upgrade.admin = admin.context("the admin API's sockets")?;
         if !doors.is_empty() {
-            let closing = server::start(doors, Arc::clone(&self.board), caller);
+            let closing = server::start(doors, Arc::clone(&self.board), caller, spare);
             self.upgrade.admin_closing = Some(closing.context("the admin API's threads")?);
         }
         if self.cluster.is_some() {

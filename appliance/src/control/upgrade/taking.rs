@@ -13,6 +13,8 @@ use config_sync::table::routing::{Socket, Transport};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::control::admin::server::SPARE;
+use crate::control::spare_files::SpareFiles;
 use crate::control::upgrade::door::{Link, out_of_order};
 use crate::control::upgrade::named::{heard, taken};
 use crate::control::upgrade::state::{ListeningAt, Step};
@@ -33,6 +35,8 @@ pub struct Given {
     pub overrides: Vec<Override>,
     /// The keys of its session tickets.
     pub tickets: Vec<SavedTickets>,
+    /// The files that its admin API will need.
+    pub spare: SpareFiles,
 }
 
 /// The old process's sockets, or systemd's, until somebody in this process takes them.
@@ -93,15 +97,24 @@ fn hear_offer(
     }
     let (mut overrides, mut tickets) = (Vec::new(), Vec::new());
     let most = (most as usize, most_tickets as usize);
+    // Without these files this process would serve, and nobody could look into it, nor upgrade it.
+    let mut spare = SpareFiles::filled(SPARE + OPENING).map_err(|error| {
+        format!("no files are left for the admin API of this process (RLIMIT_NOFILE): {error}")
+    });
     if let Err(why) = hear_rest(link, most, &mut overrides, &mut tickets) {
         if !link.is_orphaned() {
             return Err(why);
         }
         tracing::error!("the process before has died before it had said all: {why}");
+        // Nobody else serves, so this process does, however few files it has.
+        spare = spare.or_else(|_| Ok::<_, String>(SpareFiles::new(SPARE)));
     }
-    let (workers, sockets) = (before as usize, Arc::new(Mutex::new(sockets)));
-    Ok(move |link| Given { link, generation, seed, workers, sockets, overrides, tickets })
+    let (workers, sockets, spare) = (before as usize, Arc::new(Mutex::new(sockets)), spare?);
+    Ok(move |link| Given { link, generation, seed, workers, sockets, overrides, tickets, spare })
 }
+
+/// More files than it takes to open the admin API: copies of its sockets, and its event loop.
+pub const OPENING: usize = 8;
 
 /// Hears what comes behind the sockets. All sockets are here by then, so this process can go on
 /// without the rest.
@@ -192,8 +205,9 @@ pub fn finish(link: Link, taken: Vec<u32>, steps: mpsc::Sender<Step>) -> io::Res
     let work = move || {
         let mut link = link;
         let mut figures = Vec::new();
+        let (opening, opened) = oneshot::channel();
         let step = match claim(&mut link, &taken, &steps, &mut figures) {
-            Ok(()) => Step::Yours { figures },
+            Ok(()) => Step::Yours { figures, opening },
             Err(why) if link.is_orphaned() => Step::Orphaned { figures, why },
             Err(why) => Step::NotOurs { why },
         };
@@ -201,6 +215,8 @@ pub fn finish(link: Link, taken: Vec<u32>, steps: mpsc::Sender<Step>) -> io::Res
         if steps.blocking_send(step).is_err() || !is_ours {
             return;
         }
+        // The admin API takes its files before sessions come with theirs. Then `opening` is gone.
+        let _ = opened.blocking_recv();
         // Without a file for it, nothing is adopted.
         let voice = link.voice().map(Arc::new).ok();
         loop {
