@@ -22,7 +22,7 @@ use crate::model::backend::{self, Backend, Balance, CONNECT_ATTEMPTS, CONNECT_TI
 use crate::model::config::Config;
 use crate::model::endpoint::{Address, Endpoint};
 use crate::model::gone::{CLOSE_AFTER, WhenGone};
-use crate::model::limit::{Limit, LimitOf};
+use crate::model::limit::{Limit, LimitOf, SharedLimit};
 use crate::model::listener::{AcceptProxy, FLOW_TIMEOUT, Listener, OPTIONS, TIMEOUTS, nameless};
 use crate::model::route::{Route, Takes, WeightedBackend};
 use crate::model::source_limit::SourceLimit;
@@ -63,13 +63,16 @@ impl<'o> Build<'_, 'o> {
         let fallbacks = config.listeners.iter().flat_map(fallback_routes).map(placed);
         config.routes.extend(fallbacks);
         for (at, route) in routes.iter().enumerate() {
-            config.routes.extend(self.routes(at, route, served, &mut pool));
+            let mut parts = self.routes(at, route, served, &mut pool);
+            config.shared_limits.extend(shared_limit(&mut parts));
+            config.routes.extend(parts);
         }
         config.backends = pool.backends;
         self.unchecked = pool.unchecked;
         self.fallbacks = pool.fallbacks;
         config.listeners.sort_by(|a, b| a.name.value.cmp(&b.name.value));
         config.routes.sort_by(|a, b| a.name.value.cmp(&b.name.value));
+        config.shared_limits.sort_by(|a, b| a.name.value.cmp(&b.name.value));
         config.backends.sort_by(|a, b| a.name.value.cmp(&b.name.value));
         config
     }
@@ -572,6 +575,15 @@ fn endpoint(found: &Found<'_>, values: &BackendValues, of: &str) -> Endpoint {
         max_sessions: most.filter(|most| *most > 0),
         ..Endpoint::at(at(found.address.clone(), of))
     }
+}
+
+/// The limit of a route of several parts, which all of them share.
+fn shared_limit(parts: &mut [Route]) -> Option<SharedLimit> {
+    let [first, _, ..] = parts else { return None };
+    let Some(LimitOf::Own(limit)) = first.limit.clone() else { return None };
+    let name = first.name.clone();
+    parts.iter_mut().for_each(|part| part.limit = Some(LimitOf::Shared(name.clone())));
+    Some(SharedLimit { name, limit })
 }
 
 /// The header's version: version 1 has no word for UDP, so UDP gets version 2.
