@@ -3,6 +3,8 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -12,8 +14,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use ringway_tests::real::config::forward;
 use ringway_tests::real::{
-    Folder, Launch, Server, binary, echo, exchange, free_address, in_own_network, program,
-    run_verb, wait_for,
+    Folder, Gateway, Launch, Server, binary, connect, echo, exchange, free_address, in_own_network,
+    program, run_verb, wait_for, wait_until,
 };
 use serde_json::{Value, json};
 
@@ -64,12 +66,31 @@ fn the_image_runs_as_the_manifest_has_it() {
         assert_eq!(field("NoNewPrivs"), "1");
         assert_eq!(field("Seccomp"), "2", "SECCOMP_MODE_FILTER");
 
-        // The runtime gives the exit code on.
         let pid = Pid::from_raw(i32::try_from(pid).expect("a process id"));
-        kill(pid, Signal::SIGTERM).expect("it runs");
-        let log = gateway.wait();
-        assert_eq!(log.iter().filter(|line| line.text("reason").is_some()).count(), 1);
+        drains_with_a_session(&mut gateway, pid, address);
     });
+}
+
+/// As at the end of a pod, SIGTERM comes while a session lives. The container accepts nobody any
+/// more, the session goes on, and the container ends with it.
+fn drains_with_a_session(gateway: &mut Gateway, pid: Pid, address: SocketAddr) {
+    let mut client = connect(address);
+    let mut asks = |word: &[u8; 6]| {
+        client.write_all(word).expect("the session lives");
+        let mut answer = [0; 6];
+        client.read_exact(&mut answer).expect("the session lives");
+        assert_eq!(answer, *word);
+    };
+    asks(b"before");
+    kill(pid, Signal::SIGTERM).expect("it runs");
+    wait_until("nobody is accepted any more", || TcpStream::connect(address).is_err());
+    asks(b"during");
+    assert!(gateway.ended().is_none(), "the container ends before its last session");
+    drop(client);
+    // The runtime gives the exit code on.
+    let log = gateway.wait();
+    let mut ends = log.iter().filter(|line| line.text("reason") == Some("client_fin"));
+    assert!(ends.any(|line| line.number("bytes_up") == 12), "{log:?}");
 }
 
 #[test]
@@ -199,6 +220,15 @@ fn the_unit_is_valid_and_hardened() {
     program("systemd-analyze", &["verify", "--man=no", &unit]);
     // In tenths; 100 is a unit without any protection, and what is left is what a gateway is for.
     program("systemd-analyze", &["security", "--offline=true", "--threshold=16", &unit]);
+    // An upgrade names another main process, a gateway that hangs is ended, and the sockets of one
+    // that crashes are kept.
+    let has = |wanted: &str| text.lines().any(|line| line == wanted);
+    for line in ["Type=notify", "NotifyAccess=main", "WatchdogSec=60s", "Restart=on-failure"] {
+        assert!(has(line), "{line}");
+    }
+    let kept = text.lines().find_map(|line| line.strip_prefix("FileDescriptorStoreMax="));
+    let kept: u32 = kept.and_then(|text| text.parse().ok()).expect("a number");
+    assert!(kept >= 1_024, "{kept} are too few for a socket for each listening address and worker");
     let patience = text.lines().find_map(|line| line.strip_prefix("TimeoutStopSec="));
     let patience = patience.and_then(|text| text.strip_suffix('s')).expect("seconds");
     let defaults = config_sync::check::parse("", "").expect("an empty file is valid");
