@@ -13,6 +13,7 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -126,6 +127,18 @@ fn a_pod_has_time_to_drain() {
     let drain = u64::from(config.drain_grace + config.drain_timeout) / 1_000 + 5;
     let patience = pod().termination_grace_period_seconds.expect("a period");
     assert!(u64::try_from(patience).expect("positive") > drain, "{patience} s for {drain} s");
+}
+
+/// Two gateways on one node would need the same addresses.
+#[test]
+fn one_node_after_the_other_is_renewed_without_surge() {
+    let set: DaemonSet = typed(&the("DaemonSet"));
+    let strategy = set.spec.and_then(|spec| spec.update_strategy).expect("a strategy");
+    assert_eq!(strategy.type_.as_deref(), Some("RollingUpdate"));
+    let rolling = strategy.rolling_update.expect("how to roll");
+    assert_eq!(rolling.max_surge, Some(IntOrString::Int(0)));
+    assert_eq!(rolling.max_unavailable, Some(IntOrString::Int(1)));
+    assert_eq!(pod().host_network, Some(true));
 }
 
 /// Where the file says that the admin API is, the probes and Prometheus look for it; and where the

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -117,6 +118,35 @@ func TestChartIsAccepted(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// Pods with addresses of their own are renewed by a new one beside the old one. In the node's network
+// both would need the same addresses, so the old one ends first.
+func TestChartRollsOut(t *testing.T) {
+	for _, of := range []struct {
+		values, strategy   []string
+		unavailable, surge string
+	}{
+		{nil, []string{"spec", "updateStrategy"}, "1", "0"},
+		{[]string{"maxUnavailable=3"}, []string{"spec", "updateStrategy"}, "3", "0"},
+		{[]string{"kind=Deployment"}, []string{"spec", "strategy"}, "0", "1"},
+		{[]string{"kind=Deployment", "hostNetwork=true"}, []string{"spec", "strategy"}, "1", "0"},
+	} {
+		objects := objectsOf(t, "ringway-system", of.values...)
+		at := slices.IndexFunc(objects, func(object *unstructured.Unstructured) bool {
+			return object.GetKind() == "DaemonSet" || object.GetKind() == "Deployment"
+		})
+		if at < 0 {
+			t.Fatalf("%v: no workload", of.values)
+		}
+		rolling, _, err := unstructured.NestedMap(objects[at].Object,
+			append(of.strategy, "rollingUpdate")...)
+		must(t, err)
+		got := [2]string{fmt.Sprint(rolling["maxUnavailable"]), fmt.Sprint(rolling["maxSurge"])}
+		if got != [2]string{of.unavailable, of.surge} {
+			t.Errorf("%v: unavailable and surge are %v", of.values, got)
+		}
 	}
 }
 
