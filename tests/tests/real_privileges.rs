@@ -88,19 +88,23 @@ fn root_becomes_another_user_that_may_bind_low_ports_and_nothing_more() {
 }
 
 /// With a backend that has `fast_path` at the start, the process keeps two capabilities more:
-/// CAP_NET_ADMIN is bit 12, and CAP_BPF is bit 39.
+/// CAP_NET_ADMIN is bit 12, and CAP_BPF is bit 39. A `transparent` backend needs the first of them.
 #[test]
-fn the_user_keeps_what_fast_path_needs() {
+fn the_user_keeps_what_fast_path_and_transparent_need() {
     in_own_network(|| {
-        for (word, kept) in [("off", "0000000000000400"), ("auto", "0000008000001400")] {
+        for (keys, kept) in [
+            ("fast_path = \"off\"", "0000000000000400"),
+            ("fast_path = \"auto\"", "0000008000001400"),
+            ("transparent = true", "0000000000001400"),
+        ] {
             let udp = "user = \"nobody\"\n".to_owned()
                 + &listener("udp", "UDP", free_address(), "")
                 + &route("udp", "udp", &[("udp", 1)], "")
-                + &backend("udp", [free_address()], &format!("fast_path = \"{word}\""));
+                + &backend("udp", [free_address()], keys);
             let gateway = Launch::default().under(OPENED).start(&udp);
             for set in ["CapPrm:", "CapEff:", "CapBnd:"] {
                 let sets = of_threads(&gateway, set);
-                assert!(sets.contains(&kept.to_owned()), "{word} {set} {sets:?}");
+                assert!(sets.contains(&kept.to_owned()), "{keys} {set} {sets:?}");
             }
         }
     });
@@ -136,11 +140,20 @@ fn the_process_holds_itself_and_so_does_the_next_one() {
         assert_eq!(exchange(address, b"held").expect("an echo"), b"held");
         let (filters, held) =
             (by_thread(process, "Seccomp_filters:"), by_thread(process, "NoNewPrivs:"));
-        for name in ["ringway-0", "ringway-1", "ringway-control"] {
+        for name in ["ringway-0", "ringway-1", "ringway-control", "ringway-admin"] {
             assert_eq!(filters[name], given + 2, "{name} after {upgrades} upgrades: {filters:?}");
         }
+        // It is older than the rings, so the filter that forbids another ring came later.
+        assert_eq!(filters["ringway-log"], given + 1, "after {upgrades} upgrades: {filters:?}");
         assert_eq!(filters["ringway-start"], given, "the next program begins anew");
-        for name in ["ringway-0", "ringway-1", "ringway-control", "ringway-start"] {
+        for name in [
+            "ringway-0",
+            "ringway-1",
+            "ringway-control",
+            "ringway-admin",
+            "ringway-log",
+            "ringway-start",
+        ] {
             assert_eq!(held[name], 1, "{name}");
         }
     }

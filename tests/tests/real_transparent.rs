@@ -94,6 +94,29 @@ fn the_server_sees_the_clients_address() {
     });
 }
 
+/// Started as root, the process goes on as a user that keeps CAP_NET_ADMIN.
+#[test]
+fn the_server_sees_the_clients_address_behind_a_gateway_of_another_user() {
+    in_own_network(|| {
+        let (clients, servers) = (Namespace::new(), Namespace::new());
+        clients.join("clients", "10.1.0", "fd01");
+        servers.join("servers", "10.2.0", "fd02");
+        let (_servers, listening, config) = world(&servers);
+        script("up");
+        let opened = ["sh", "-c", r#"chmod 777 "$(dirname "$3")"; exec "$0" "$@""#];
+        let config = "user = \"nobody\"\n".to_owned() + &config;
+        let gateway = Launch::default().under(&opened).start(&config);
+        for (protocol, address) in listening {
+            let expected = if address.is_ipv4() { "10.1.0.2" } else { "fd01::2" };
+            assert_eq!(clients.run(move || seen(protocol, address)), expected, "{protocol}");
+        }
+        let status = std::fs::read_to_string(format!("/proc/{}/status", gateway.pid()));
+        let status = status.expect("it runs");
+        assert!(status.lines().any(|line| line.starts_with("Uid:\t65534\t65534")), "{status}");
+        script("down");
+    });
+}
+
 #[test]
 fn without_the_right_to_it_it_says_so() {
     in_own_network(|| {

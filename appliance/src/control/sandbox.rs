@@ -1,9 +1,10 @@
 //! Takes from the control thread, and from all threads that the control thread starts later, what
 //! none of them needs. [`crate::ring::sys::confine`] does more of that to workers.
 //!
-//! Filters and Landlock domains belong to a thread. Two threads stay free of them, and neither
-//! reads bytes from outside: the one that starts the program of an upgrade, because that program
-//! may write other files, and the access log's, because a rotated log is a new file.
+//! Filters and Landlock domains belong to a thread. The thread that starts the program of an
+//! upgrade stays free of both, because that program may write other files. The access log's thread
+//! has the filter, but no domain, because a rotated log is a new file. Neither reads bytes from
+//! outside.
 
 use std::ffi::c_long;
 
