@@ -648,3 +648,27 @@ fn top_counts_listeners_endpoints_and_clients() {
     }
     drop(live);
 }
+
+/// Who has more than its share is among those that are refused most.
+#[test]
+fn top_counts_sources_over_their_limit() {
+    let server = Server::tcp(echo);
+    let address = free_address();
+    let limit = "limit_source = { sessions = 2 }";
+    let gateway =
+        Launch::default().socket().start(&forward("TCP", address, [server.address], limit));
+    let held = [(); 2].map(|()| session(address));
+    for _ in 0..5 {
+        let mut client = connect(address);
+        let served = client.write_all(b"x").and_then(|()| client.read_exact(&mut [0]));
+        assert!(served.is_err(), "the source has two sessions");
+    }
+    gateway.closes(5);
+    let top = gateway.asks(&["top"]);
+    let expected = serde_json::json!({ "client": "127.0.0.1", "count": 5, "error": 0 });
+    assert_eq!(top["clients"]["refused"][0], expected, "{top}");
+    let once = gateway.verb(&["top", "--once", "--by", "refused", "--interval", "1s"]);
+    let said = String::from_utf8_lossy(&once.stdout);
+    assert!(once.status.success() && said.contains("127.0.0.1"), "{said}");
+    drop(held);
+}
