@@ -479,6 +479,51 @@ fn new_work_is_refused_while_the_memory_is_nearly_used_up() {
     gateway.stop();
 }
 
+/// A full table refuses what is new, and datagrams wait for a buffer. The log says so once, and
+/// once that it is over.
+#[test]
+fn the_log_says_at_both_ends_that_tables_and_buffers_are_full() {
+    let (tcp, udp) = (Server::tcp(echo), Server::udp_echo());
+    let (one, other) = (free_address(), free_address());
+    let config = "limits = { sessions = 4, flows = 4, buffers = 2 }\n".to_owned()
+        + &listener("t", "TCP", one, "")
+        + &listener("u", "UDP", other, "flow_timeout = \"60s\"")
+        + &route("t", "t", &[("t", 1)], "")
+        + &route("u", "u", &[("u", 1)], "")
+        + &backend("t", [tcp.address], "")
+        + &backend("u", [udp.address], "");
+    let gateway = Launch::default().one_worker().socket().start(&config);
+    let says = |words: &str| gateway.stderr().matches(words).count();
+    let full = |table: &str| says(&format!("overload: the {table} table of a worker is full"));
+    let mut held: Vec<_> = (0..4).map(|_| served(one).expect("a place")).collect();
+    let flows: Vec<_> = (0..4).map(|_| udp_from("127.0.0.1", other)).collect();
+    assert!(flows.iter().all(has_answer));
+    std::thread::sleep(Duration::from_millis(1_500));
+    assert_eq!([full("session"), full("flow")], [0, 0], "nothing has been refused");
+    let begun = now();
+    while [full("session"), full("flow")] != [1, 1] {
+        assert!(begun.elapsed() < Duration::from_secs(30), "{}", gateway.stderr());
+        assert!(served(one).is_none());
+        let client = udp_from("127.0.0.1", other);
+        client.send(b"x").expect("sending");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    for stream in &mut held {
+        stream.write_all(b"ping").and_then(|()| stream.read_exact(&mut [0; 4])).expect("it lives");
+    }
+    assert!(flows.iter().all(has_answer), "they live");
+    // Clients have one buffer.
+    wait_until("the log says that no buffer was left", || {
+        (0..50).for_each(|_| assert!(flows[0].send(b"ping").is_ok()));
+        says("overload: a worker had no receive buffer left") == 1
+    });
+    wait_until("the shortages are over", || {
+        let over = |of| says(&format!("the shortage of {of} is over: "));
+        ["sessions", "flows", "buffers"].map(over) == [1; 3]
+    });
+    assert_eq!([full("session"), full("flow")], [1, 1]);
+}
+
 /// Near the limit of a table, a gateway tells load balancers, and goes on serving.
 #[test]
 fn a_gateway_is_not_ready_while_a_limit_is_nearly_reached() {

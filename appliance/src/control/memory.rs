@@ -11,6 +11,8 @@ use std::str;
 
 use tokio::time::Instant;
 
+use crate::control::shortages::Shortages;
+
 /// The cgroups of the process, from its own up to the root. Each may have a limit.
 #[derive(Debug, Default)]
 pub struct Memory {
@@ -44,12 +46,15 @@ pub struct Looks {
     pub is_near: bool,
     /// The process could count its files before.
     pub has_counted: bool,
+    /// What has run out, and is not known to be over.
+    pub shortages: Shortages,
 }
 
 impl Looks {
     pub fn new() -> Self {
         let now = Instant::now();
-        Self { memory: now, limits: now, is_near: false, has_counted: false }
+        let shortages = Shortages::default();
+        Self { memory: now, limits: now, is_near: false, has_counted: false, shortages }
     }
 }
 

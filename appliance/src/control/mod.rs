@@ -41,6 +41,7 @@ mod reloading;
 pub mod run;
 mod sample;
 mod sandbox;
+mod shortages;
 mod shown;
 mod spare_files;
 mod syslog;

@@ -1,5 +1,6 @@
 //! Refuses new sessions and flows while the memory of the process is nearly used up. Those that
-//! live go on. Near that and other limits, the process may also say that it is not ready.
+//! live go on. Near that and other limits, the process may also say that it is not ready. When
+//! another limit is reached, the log says so.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -52,6 +53,9 @@ impl Control {
         if now >= self.looks.limits + LOOK_AT_LIMITS {
             self.looks.limits = now;
             self.look_at_limits();
+            let workers = self.board.workers().iter().map(|worker| &**worker);
+            let (table, limits) = (self.sync.table(), self.board.limits());
+            self.looks.shortages.look(workers, table, limits, now);
         }
         self.board.hides.store(is_over && hides || self.looks.is_near, Ordering::Relaxed);
     }

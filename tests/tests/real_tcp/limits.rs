@@ -122,8 +122,9 @@ fn source_ports_that_run_out_are_a_local_limit() {
 }
 
 /// With too few descriptors the gateway stops accepting for a while and not for good, does not spin
-/// over it, and says all the while what has come of it, to more than one who ask. A session takes
-/// two, so that of an odd and an even number of them one leaves none over.
+/// over it, and says all the while what has come of it, to more than one who ask, and at both ends
+/// in its log. Sessions that live go on. A session takes two descriptors, so that of an odd and an
+/// even number of them one leaves none over.
 #[test]
 fn accepting_resumes_after_descriptors_ran_out() {
     let server = Server::tcp(echo);
@@ -132,11 +133,22 @@ fn accepting_resumes_after_descriptors_ran_out() {
         let address = free_address();
         let config = forward("TCP", address, [server.address], "") + limits;
         let gateway = Launch::default().under(&["prlimit", files]).start(&config);
+        let mut live = connect(address);
+        let mut lives = || {
+            let mut word = [0; 4];
+            live.write_all(b"live").and_then(|()| live.read_exact(&mut word)).expect("it lives");
+            assert_eq!(&word, b"live");
+        };
+        lives();
         let clients: Vec<_> = (0..300).map(|_| connect(address)).collect();
         let pauses = || gateway.metrics().value("ringway_accept_pauses_total", &[]);
         wait_until("accepting pauses", || pauses() > 0);
         let (start, before) = (now(), gateway.ticks());
-        std::thread::sleep(Duration::from_secs(2));
+        // A session from before goes on all the while.
+        for _ in 0..20 {
+            lives();
+            std::thread::sleep(Duration::from_millis(100));
+        }
         let available = start.elapsed().as_secs() * 100;
         let used = gateway.ticks() - before;
         assert!(used * 2 < available, "{used} ticks of {available} on doing nothing");
@@ -152,6 +164,10 @@ fn accepting_resumes_after_descriptors_ran_out() {
         let watchers: Vec<_> = (0..12).map(|_| connect(gateway.admin)).collect();
         assert!(pauses() > 0);
         drop(watchers);
+        lives();
+        let said = || gateway.stderr();
+        wait_until("the log says that files ran out", || said().contains("overload: no file"));
+        drop(live);
         drop(clients);
         for _ in 0..20 {
             wait_until("clients are served again", || {
@@ -161,6 +177,10 @@ fn accepting_resumes_after_descriptors_ran_out() {
         wait_until("all sessions are over", || {
             gateway.metrics().value("ringway_sessions_active", &[]) == 0
         });
+        wait_until("the log says that there are files", || {
+            said().contains("the shortage of files is over: ")
+        });
+        assert_eq!(said().matches("overload: no file").count(), 1, "{}", said());
     }
 }
 
