@@ -20,6 +20,7 @@ use nix::time::ClockId;
 
 use crate::contract::{Event, Kind, Op, Token};
 use crate::proxy::Proxy;
+use crate::proxy::memory;
 use crate::proxy::table_queue::{Step, TableQueue};
 use crate::ring::sys::confine::confine_worker;
 use crate::ring::{Features, Ring, RingError, SharedPath, Turn};
@@ -191,6 +192,9 @@ const TABLE_STEPS: usize = 64;
 /// there are fewer.
 const NEW_FLOWS: u32 = 16;
 
+/// The most records that wait to be collected: 20 ms at 400,000 sessions a second.
+pub const RECORDS: usize = 8_192;
+
 /// One turn in this many is timed. Otherwise the worker reads the clock once a turn.
 pub const SAMPLED: u64 = 8;
 
@@ -204,6 +208,14 @@ const MOST_LOOKS: u32 = 64;
 
 /// The pause before the worker tries records again that found the channel full.
 const RETRY: Duration = Duration::from_millis(20);
+
+/// The most bytes by which a worker's memory grows once it has started, without the TLS of its
+/// sessions ([`memory::of_tls`]). `reads`: see [`memory::growth`].
+pub const fn growth(limits: &Limits, reads: bool) -> u64 {
+    let turn = MOST * (size_of::<(Token, Event)>() + 2 * size_of::<(Token, Op)>());
+    let records = RECORDS * memory::of_record(reads);
+    (turn + memory::growth(limits, MOST, reads) + Ring::growth(limits) + records) as u64
+}
 
 impl Worker {
     /// Opens the ring, and allocates all memory that the limits allow.

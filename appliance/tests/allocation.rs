@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use allocation_counter::AllocationInfo;
 use config_sync::check;
 use config_sync::compile::compile;
 use config_sync::compile::names::Names;
@@ -19,6 +20,7 @@ use config_sync::publish::Command;
 use config_sync::table::routing::Limits;
 use crossbeam_channel::bounded;
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use ringway::proxy::memory::RUSTLS;
 use ringway::ring::Features;
 use ringway::ring::listen::open::open_listeners;
 use ringway::stats::counters::Counters;
@@ -109,6 +111,10 @@ impl Bench {
     /// Turns the worker until the client is done. Returns how often the worker allocated in that
     /// time.
     fn allocations_during(&mut self, client: impl FnOnce() + Send + 'static) -> u64 {
+        self.measure_during(client).count_total
+    }
+
+    fn measure_during(&mut self, client: impl FnOnce() + Send + 'static) -> AllocationInfo {
         let (client, done) = start(client, Arc::clone(&self.wake));
         let measured = allocation_counter::measure(|| {
             while !done.load(Ordering::Relaxed) {
@@ -116,7 +122,7 @@ impl Bench {
             }
         });
         client.join().unwrap();
-        measured.count_total
+        measured
     }
 }
 
@@ -191,10 +197,11 @@ fn terminate(config: &mut config::Config) -> CertificateDer<'static> {
 /// The number of allocations that `tls_relay.rs` states for each record.
 const PER_RECORD: u64 = 1;
 
-#[test]
-fn a_terminated_relay_allocates_once_for_each_record() {
-    let mut bench = Bench::new();
-    let (mut roots, address) = (RootCertStore::empty(), bench.tls);
+type TlsStream = StreamOwned<ClientConnection, TcpStream>;
+
+/// A client of the listener that terminates TLS.
+fn tls_client(bench: &Bench) -> Arc<Mutex<TlsStream>> {
+    let mut roots = RootCertStore::empty();
     roots.add(bench.certificate.clone()).unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = ClientConfig::builder_with_provider(provider)
@@ -203,8 +210,35 @@ fn a_terminated_relay_allocates_once_for_each_record() {
         .with_root_certificates(roots)
         .with_no_client_auth();
     let conn = ClientConnection::new(Arc::new(config), NAME.try_into().unwrap()).unwrap();
-    let stream = StreamOwned::new(conn, connect(address));
-    let stream = Arc::new(Mutex::new(stream));
+    Arc::new(Mutex::new(StreamOwned::new(conn, connect(bench.tls))))
+}
+
+/// The bound of the process's memory counts so much for each connection.
+#[test]
+fn rustls_has_no_more_memory_for_a_connection_than_is_counted() {
+    let mut bench = Bench::new();
+    let greet = |stream: Arc<Mutex<TlsStream>>| {
+        move || {
+            let mut stream = stream.lock().unwrap();
+            stream.write_all(&[9; 64]).unwrap();
+            stream.read_exact(&mut [0; 64]).unwrap();
+        }
+    };
+    // The first session pays for vectors that grow to their size.
+    let first = tls_client(&bench);
+    bench.allocations_during(greet(Arc::clone(&first)));
+    let second = tls_client(&bench);
+    let measured = bench.measure_during(greet(Arc::clone(&second)));
+    let (most, kept) = (measured.bytes_max, measured.bytes_current);
+    eprintln!("{most} bytes in the handshake, {kept} after it");
+    assert!(kept > 0, "the session has a connection");
+    assert!(most <= RUSTLS as u64, "{most} bytes");
+}
+
+#[test]
+fn a_terminated_relay_allocates_once_for_each_record() {
+    let mut bench = Bench::new();
+    let stream = tls_client(&bench);
     let exchange = |rounds| {
         let stream = Arc::clone(&stream);
         move || {

@@ -27,6 +27,8 @@ use crate::control::syslog::{Lines, Syslog};
 const BATCH_BYTES: usize = 16 * 1024;
 /// The most batches that wait to be written.
 const QUEUE: usize = 4_096;
+/// Bytes of a long line.
+const LINE: usize = 2 * 1024;
 
 pub struct AccessLog {
     format: LogFormat,
@@ -49,6 +51,12 @@ impl AccessLog {
     pub fn reopener(&self) -> Option<Arc<AtomicBool>> {
         let sink = self.sink.as_ref().filter(|sink| sink.reopens)?;
         Some(Arc::clone(&sink.reopen))
+    }
+
+    /// The most bytes that wait to be written. A batch may end with one line more.
+    pub fn most_waiting(&self) -> u64 {
+        let batches = if self.sink.is_some() { QUEUE } else { 0 };
+        (batches * (BATCH_BYTES + LINE)) as u64
     }
 
     pub fn reopen(&self) {

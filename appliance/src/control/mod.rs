@@ -31,6 +31,7 @@ pub mod migrate;
 mod output;
 mod overload;
 pub mod own_log;
+mod own_memory;
 mod page;
 mod passed;
 mod pid_file;

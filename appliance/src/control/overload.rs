@@ -7,8 +7,11 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::control::admin::server;
 use crate::control::memory::Reading;
 use crate::control::metrics::process;
+use crate::control::own_log;
+use crate::control::own_memory::Start;
 use crate::control::run::Control;
 use crate::stats::counters::Counters;
 
@@ -20,6 +23,12 @@ const LOOK: Duration = Duration::from_millis(100);
 const LOOK_AT_LIMITS: Duration = Duration::from_secs(1);
 
 impl Control {
+    /// Notes what the process uses, before many clients have come.
+    pub fn note_own_memory(&self) {
+        let queues = self.log.most_waiting() + own_log::MOST_WAITING + server::MOST_READ;
+        *self.board.start.lock() = Start::now(self.sync.table(), queues);
+    }
+
     /// Tells the workers whether to refuse what is new, if it is time to look.
     pub fn look_at_memory(&mut self) {
         let now = Instant::now();

@@ -223,6 +223,10 @@ pub fn own_log() -> Option<&'static OwnLog> {
     OWN_LOG.get()
 }
 
+/// The most lines that wait to be written, and their bytes if each is long.
+const QUEUE: usize = 8_192;
+pub const MOST_WAITING: u64 = QUEUE as u64 * 512;
+
 /// Starts Ringway's own log. The log goes through a queue, like the access log: a blocked terminal
 /// must not stop a thread that logs.
 ///
@@ -230,7 +234,7 @@ pub fn own_log() -> Option<&'static OwnLog> {
 /// No syslog daemon is there.
 pub fn start(level: LogLevel, format: LogFormat, to: &LogTo) -> io::Result<WorkerGuard> {
     let levels = Levels { all: level, parts: Vec::new() };
-    let queue = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(8_192);
+    let queue = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(QUEUE);
     let (queue, guard) = match to {
         LogTo::Stderr => queue.thread_name("ringway-stderr").finish(io::stderr()),
         LogTo::Syslog(path) => {

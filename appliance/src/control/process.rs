@@ -74,10 +74,7 @@ use crate::ring::listen::unix;
 use crate::ring::{Features, RingError, SharedPath};
 use crate::stats::counters::Counters;
 use crate::wire::hand_over::{MOST_FLOWS, What};
-use crate::worker::{self, Clock, Spawned, WorkerConfig};
-
-/// The most records of one worker that wait to be collected: 20 ms at 400,000 sessions a second.
-const RECORDS: usize = 8_192;
+use crate::worker::{self, Clock, RECORDS, Spawned, WorkerConfig};
 
 /// How long after its start the process waits for addresses that are in use. The kernel closes a
 /// ring, and the sockets on which the ring accepts, only after the ring's process has ended

@@ -152,6 +152,7 @@ impl Control {
         mut signals: Signals,
         mut changes: Option<Watch>,
     ) -> anyhow::Result<()> {
+        self.note_own_memory();
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut daily = tokio::time::interval_at(Instant::now() + DAY, DAY);

@@ -67,6 +67,9 @@ impl Scope {
 }
 
 impl Held {
+    /// Bytes of a session or flow that has limits.
+    pub const MOST: usize = size_of::<Places>();
+
     /// Takes a place within the limit of a part, in place of an earlier one within another limit of
     /// this part. Parts that share a limit share the place. `now`: microseconds since 1970.
     ///

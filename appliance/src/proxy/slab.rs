@@ -27,6 +27,9 @@ enum Content<T> {
 pub const NONE: u32 = u32::MAX;
 
 impl<T> Slab<T> {
+    /// Bytes of a slot.
+    pub const SLOT: usize = size_of::<Slot<T>>();
+
     pub fn new(limit: u32) -> Self {
         Self { slots: Vec::with_capacity(limit as usize), free: NONE, len: 0, limit }
     }

@@ -39,6 +39,9 @@ struct Entry {
 const UNSET: Entry = Entry { when: u64::MAX, previous: NONE, next: NONE, level: 0, list: 0 };
 
 impl Wheel {
+    /// Bytes of a deadline.
+    pub const ENTRY: usize = size_of::<Entry>();
+
     /// Makes a wheel for slots below `limit`.
     pub fn new(limit: u32) -> Self {
         Self {

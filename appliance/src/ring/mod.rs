@@ -60,6 +60,16 @@ pub struct Ring {
 }
 
 impl Ring {
+    /// The most bytes by which the ring's memory grows once it is made: what it fills then, and
+    /// what it has written already is not in it. The rings that it shares with the kernel, pipes
+    /// and sockets are the kernel's memory.
+    pub const fn growth(limits: &Limits) -> usize {
+        Queue::growth()
+            + Udp::growth(limits)
+            + Streams::growth(limits.buffers)
+            + Tcp::growth(limits.pipes)
+    }
+
     /// Opens the ring, on the thread that will use it. `wake` is an eventfd: a write to the eventfd
     /// ends a [`Ring::wait`].
     ///

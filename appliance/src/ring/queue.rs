@@ -99,6 +99,13 @@ pub enum Target {
 }
 
 impl Queue {
+    /// See [`Ring::growth`](crate::ring::Ring::growth). As many entries wait at the most as there
+    /// is room for completions.
+    pub const fn growth() -> usize {
+        let completions = COMPLETIONS as usize + 2 * MOST_PUT_OFF + SUBMISSIONS as usize;
+        completions * size_of::<Completion>() + COMPLETIONS as usize * size_of::<squeue::Entry>()
+    }
+
     /// Must be called on the thread that will use the queue, because the kernel binds the ring to
     /// one task. The ring takes entries after [`Queue::enable`].
     pub fn new(features: &Features) -> Result<Self, RingError> {

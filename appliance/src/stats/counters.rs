@@ -344,6 +344,15 @@ impl Counters {
     }
 }
 
+impl Counters {
+    /// Bytes of the counters of so many listeners, routes and endpoints.
+    pub const fn bytes(listeners: usize, routes: usize, endpoints: usize) -> usize {
+        Chunked::<ListenerCounters>::bytes(listeners)
+            + Chunked::<RouteCounters>::bytes(routes)
+            + Chunked::<EndpointCounters>::bytes(endpoints)
+    }
+}
+
 impl ListenerCounters {
     /// The sessions and flows that the listener has. Ends are read before openings, so a live
     /// session is never missed.
@@ -392,6 +401,13 @@ struct Chunked<T> {
 }
 
 const CHUNK: usize = 32;
+
+impl<T> Chunked<T> {
+    /// Bytes of the chunks for so many ids.
+    const fn bytes(ids: usize) -> usize {
+        ids.div_ceil(CHUNK) * CHUNK * size_of::<T>()
+    }
+}
 
 impl<T: Default> Chunked<T> {
     fn new(len: usize) -> Self {

@@ -281,6 +281,12 @@ impl SourceRecords {
         Self { hasher, words, opening, datagrams, bytes: OnceLock::new() }
     }
 
+    /// How much memory the records take.
+    pub fn bytes_of_memory(&self) -> usize {
+        let counts = if self.bytes.get().is_some() { 5 } else { 3 };
+        self.room() * counts * size_of::<AtomicU64>()
+    }
+
     /// Makes room for what is paid of bytes. Only workers that get a table after that look there.
     pub fn count_bytes(&self) {
         self.bytes.get_or_init(|| (0..self.room()).map(|_| [0.into(), 0.into()]).collect());

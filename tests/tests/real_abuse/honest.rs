@@ -45,10 +45,7 @@ impl Served {
 pub fn ask_until(over: &AtomicBool, asked: Asked) -> [Served; 3] {
     std::thread::scope(|scope| {
         let kinds = [
-            scope.spawn(move || {
-                let stream = connect_from(SOURCE, asked.tcp);
-                paced(over, PACES[0], move || exchange(&stream, &[7; 1_024]))
-            }),
+            scope.spawn(move || requests(over, asked.tcp)),
             scope.spawn(move || {
                 let hello = client_hello(Some("honest.test"));
                 paced(over, PACES[1], move || exchange(&connect_from(SOURCE, asked.tls), &hello))
@@ -57,6 +54,12 @@ pub fn ask_until(over: &AtomicBool, asked: Asked) -> [Served; 3] {
         ];
         kinds.map(|kind| kind.join().expect("an honest client was not served"))
     })
+}
+
+/// Asks over one session until `over`. Panics if a request has no answer.
+pub fn requests(over: &AtomicBool, to: SocketAddr) -> Served {
+    let stream = connect_from(SOURCE, to);
+    paced(over, PACES[0], move || exchange(&stream, &[7; 1_024]))
 }
 
 /// Asks so often in a second. Who is late asks at once, and does not make up for what was missed.

@@ -27,6 +27,7 @@ use crate::control::closes::{Closes, totals};
 use crate::control::memory::Reading;
 use crate::control::metrics::process::Upgrades;
 use crate::control::metrics::samples::{Scrape, Series};
+use crate::control::own_memory::Start;
 use crate::control::pulse::Hang;
 use crate::control::timestamp::Timestamp;
 use crate::control::top::Clients;
@@ -49,6 +50,8 @@ pub struct Board {
     pub hides: AtomicBool,
     /// What was read last. `None`: the memory has no limit.
     pub memory: Mutex<Option<Reading>>,
+    /// What the process used at its start. `None`: the kernel does not tell.
+    pub start: Mutex<Option<Start>>,
     /// No session will begin after the grace, or none does now.
     pub draining: AtomicBool,
     /// A worker that makes no turn any more.
@@ -140,6 +143,7 @@ impl Board {
             overloaded: AtomicBool::default(),
             hides: AtomicBool::default(),
             memory: Mutex::default(),
+            start: Mutex::default(),
             draining: AtomicBool::default(),
             hang: Mutex::default(),
             handed_over: AtomicBool::default(),

@@ -59,6 +59,9 @@ const ANSWERS: usize = 16;
 /// head has at most twice as many bytes.
 const BUFFER: usize = 32 << 10;
 
+/// What all connections together may have of requests, in bytes.
+pub const MOST_READ: u64 = 2 * (PLACES * BUFFER) as u64;
+
 /// The time for the head of a request. Probes and scrapers send the head at once.
 const HEAD_PATIENCE: Duration = Duration::from_secs(5);
 

@@ -7,6 +7,7 @@ mod close;
 mod connect;
 pub mod delay;
 mod direction;
+pub mod memory;
 pub mod moving;
 mod proxy_header;
 pub mod queue;

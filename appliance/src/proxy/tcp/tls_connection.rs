@@ -25,7 +25,7 @@ use crate::wire::alert::Alert;
 use crate::wire::proxy_header::write::{ClientCertificate, ClientTls};
 
 /// The maximum length of `incoming` in bytes.
-const MOST_CARRIED: usize = 64 * 1024;
+pub const MOST_CARRIED: usize = 64 * 1024;
 
 /// One TLS connection.
 pub struct Conn {

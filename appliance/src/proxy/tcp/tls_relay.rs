@@ -30,11 +30,11 @@ use crate::stats::detail::Detail;
 use crate::stats::records::CloseReason;
 
 /// Bytes of one `Take`, with the beginning of an earlier record: two full records.
-const TAKE: u32 = 33 * 1024;
+pub const TAKE: u32 = 33 * 1024;
 /// Bytes of a `Take` behind the beginning of a handshake message that is longer than `TAKE`.
 const SMALL_TAKE: u32 = 4 * 1024;
 /// The maximum number of bytes held for a side: see above.
-const MOST_HELD: usize = 48 * 1024;
+pub const MOST_HELD: usize = 48 * 1024;
 
 #[derive(Debug)]
 pub struct TlsRelay {

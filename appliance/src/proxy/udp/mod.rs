@@ -5,6 +5,7 @@ mod dns_guard;
 pub mod flow;
 pub mod flows;
 mod forward;
+pub mod memory;
 mod moving;
 mod newcomers;
 pub mod parting;

@@ -60,6 +60,11 @@ enum Life {
 }
 
 impl Tcp {
+    /// See [`Ring::growth`](crate::ring::Ring::growth).
+    pub const fn growth(pipes: u32) -> usize {
+        Pipes::growth(pipes) + SCRATCH
+    }
+
     pub fn new(sessions: u32, pipes: u32, streams: Streams) -> Self {
         Self {
             pairs: (0..sessions).map(|_| Pair::default()).collect(),

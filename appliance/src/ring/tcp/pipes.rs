@@ -65,6 +65,11 @@ pub struct Pipes {
 }
 
 impl Pipes {
+    /// The most bytes by which memory grows with this limit. The kernel has what is in the pipes.
+    pub const fn growth(limit: u32) -> usize {
+        limit as usize * size_of::<Pipe>()
+    }
+
     pub fn new(limit: u32) -> Self {
         Self {
             idle: Vec::with_capacity(limit as usize),

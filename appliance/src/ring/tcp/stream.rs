@@ -44,6 +44,11 @@ pub struct Waiting {
 }
 
 impl Streams {
+    /// See [`Ring::growth`](crate::ring::Ring::growth).
+    pub const fn growth(buffers: u16) -> usize {
+        buffers as usize * SMALL.size as usize
+    }
+
     pub fn new(count: u16, features: &Features, queue: &Queue) -> Result<Self, RingError> {
         let usable = features.has("multishot_recv");
         let buffers = usable.then(|| Buffers::new(&[SMALL], count, queue)).transpose()?;

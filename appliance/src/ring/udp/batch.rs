@@ -66,6 +66,13 @@ struct Singles {
 }
 
 impl Sends {
+    /// See [`Ring::growth`](crate::ring::Ring::growth).
+    pub const fn growth(buffers: usize) -> usize {
+        let sends = size_of::<Send>() + size_of::<Chunk>() + size_of::<libc::iovec>();
+        2 * buffers * (sends + 2 * size_of::<u32>() + size_of::<(u32, i32)>())
+            + buffers * size_of::<BufferId>()
+    }
+
     pub fn new(buffers: u16, flows: u32) -> Self {
         // A buffer is cut into at most two messages: 65,536 bytes are less than twice MAX_BYTES.
         let most = 2 * usize::from(buffers);

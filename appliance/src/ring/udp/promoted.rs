@@ -32,6 +32,11 @@ struct Known {
 }
 
 impl Promoted {
+    /// See [`Ring::growth`](crate::ring::Ring::growth).
+    pub const fn growth(upstreams: usize) -> usize {
+        upstreams * size_of::<Option<Known>>()
+    }
+
     pub fn use_path(&mut self, path: SharedPath) {
         self.path = path;
     }

@@ -82,6 +82,13 @@ enum Life {
 }
 
 impl Udp {
+    /// See [`Ring::growth`](crate::ring::Ring::growth).
+    pub const fn growth(limits: &Limits) -> usize {
+        let buffers = 2 * if limits.buffers < 2 { 1 } else { limits.buffers as usize / 2 };
+        let upstreams = limits.flows as usize + SHARED_SOCKETS as usize;
+        buffers * OF_CLIENTS.size as usize + Sends::growth(buffers) + Promoted::growth(upstreams)
+    }
+
     pub fn new(limits: Limits, features: &Features, queue: &Queue) -> Result<Self, RingError> {
         check_count(limits.buffers)?;
         let upstreams = limits.flows.saturating_add(SHARED_SOCKETS);

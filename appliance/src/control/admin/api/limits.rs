@@ -19,6 +19,7 @@ use crate::control::admin::api::{Api, Fault, Parts};
 use crate::control::limited::{Whose, limited};
 use crate::control::memory::Reading;
 use crate::control::metrics::process;
+use crate::control::own_memory;
 use crate::stats::counters::Counters;
 use crate::stats::records::CloseReason;
 
@@ -120,6 +121,7 @@ fn rows(api: &Api, Parts { in_force, table, names, .. }: &Parts) -> Vec<Row> {
         let reached = Some(refused_for(CloseReason::Overload, &workers, &by_protocol.concat()));
         rows.push(Row { reached, ..Row::new("memory", used, most, set_by) });
     }
+    rows.extend(of_process(api, table, workers.len()));
     for listener in &table.listeners {
         let taken = listener.taken.as_ref();
         rows.extend(taken.map(|taken| of_listener(listener, taken, &workers)));
@@ -173,6 +175,15 @@ fn of_worker(
             Some(worker.pipe_shortages.get()),
         ),
     ]
+}
+
+/// The memory of the process itself, and the most that it may come to be. Nothing is refused for
+/// it: the other limits keep the process below.
+fn of_process(api: &Api, table: &RoutingTable, workers: usize) -> Option<Row> {
+    let start = (*api.board.start.lock())?;
+    let Reading { used, most } = own_memory::read(start, workers, &api.board.limits(), table)?;
+    let set_by = "computed of the limits of all workers, the listeners' max_sessions and more";
+    Some(Row::new("own_memory", used, most, set_by))
 }
 
 fn of_listener(listener: &Listener, taken: &Taken, workers: &[&Counters]) -> Row {
