@@ -1,8 +1,9 @@
 //! Abuse: honest clients beside floods of slow hellos, connections, datagrams of new sources, and
 //! garbage, with limits on. No honest client may fail, what is refused is counted under its reason,
 //! and the gateway's own memory stays below what `ringway limits` says (`own_memory`). How much
-//! honest clients get beside a flood is printed, and not asserted: the flood has the same two
-//! processors. Needs root.
+//! honest clients get beside a flood is printed: the flood has the same two processors. With
+//! `RINGWAY_LONG`, for which the gateway is a release build, it is asserted too: at least nine
+//! tenths of what they get alone, in one of two runs. Needs root.
 //!
 //! `RINGWAY_ABUSE_SECONDS=n` says how long each flood lasts.
 
@@ -12,6 +13,7 @@ mod floods;
 mod honest;
 mod tables;
 
+use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::sync::Mutex;
@@ -36,10 +38,27 @@ const OF_SOURCE: u64 = 50;
 const CROWD: u64 = 1_500;
 const FLOWS: u64 = 4_000;
 
+/// What honest clients get beside a flood, of what they get alone.
+const LEAST_SHARE: f64 = 0.9;
+
 #[test]
 fn honest_clients_are_served_beside_any_flood() {
-    in_own_network(|| World::new().test());
+    in_own_network(|| {
+        let first = World::new().test();
+        let is_asserted = std::env::var_os("RINGWAY_LONG").is_some();
+        let is_short =
+            |shares: &BTreeMap<Row, f64>| shares.values().any(|share| *share < LEAST_SHARE);
+        if is_asserted && is_short(&first) {
+            let second = World::new().test();
+            let best = |(row, share): (Row, f64)| (row, share.max(second[&row]));
+            let best = first.into_iter().map(best).collect();
+            assert!(!is_short(&best), "the better of two runs: {best:?}");
+        }
+    });
 }
+
+/// A flood, and a kind of honest client.
+type Row = (&'static str, &'static str);
 
 /// Sends nothing, and ends with its clients.
 struct Silent {
@@ -81,6 +100,7 @@ struct World {
     proxied: SocketAddr,
     udp: SocketAddr,
     alone: [Served; 3],
+    shares: Mutex<BTreeMap<Row, f64>>,
     most: AtomicU64,
     span: Duration,
     _servers: Vec<Server>,
@@ -131,6 +151,7 @@ impl World {
             proxied,
             udp,
             alone: [Served::default(); 3],
+            shares: Mutex::default(),
             most: AtomicU64::new(0),
             span: Duration::from_secs(amount("RINGWAY_ABUSE_SECONDS", 2, 20)),
             _servers: vec![echoes, answers],
@@ -138,7 +159,7 @@ impl World {
         }
     }
 
-    fn test(mut self) {
+    fn test(mut self) -> BTreeMap<Row, f64> {
         eprintln!("seconds with each flood: {}", self.span.as_secs());
         self.alone = self.measure("alone", |_| 0);
         self.slow_hellos();
@@ -153,10 +174,15 @@ impl World {
         });
         self.measure("afterwards", |_| 0);
         self.memory();
+        self.shares.into_inner().expect("whole")
     }
 
     /// Honest clients ask while `flood` goes on.
-    fn measure(&self, what: &str, flood: impl FnOnce(&AtomicBool) -> u64 + Send) -> [Served; 3] {
+    fn measure(
+        &self,
+        what: &'static str,
+        flood: impl FnOnce(&AtomicBool) -> u64 + Send,
+    ) -> [Served; 3] {
         let before = self.gateway.metrics();
         let (over, all_over) = (AtomicBool::new(false), AtomicBool::new(false));
         let (served, times) = std::thread::scope(|scope| {
@@ -180,6 +206,7 @@ impl World {
         let kinds = ["requests", "new TLS sessions", "DNS queries"];
         for ((kind, now), alone) in kinds.iter().zip(&served).zip(&self.alone) {
             let share = if alone.answers == 0 { 1.0 } else { now.rate() / alone.rate() };
+            self.shares.lock().expect("whole").insert((what, kind), share);
             eprintln!(
                 "{what}: {kind}: {:.0}/s, {:.0} %, slowest {} ms, {} sent again",
                 now.rate(),
