@@ -144,9 +144,10 @@ unsafe fn element(
     Ok(())
 }
 
-/// Loads a program. If `log` has bytes, the kernel's checker writes there what it found. The checker
-/// gives up with EAGAIN if the thread has a signal to take, which includes work that an io_uring
-/// ring left behind (kernel/bpf/verifier.c, `do_check`). So the call is made again, a few times.
+/// Loads a program. If `log` has bytes, the kernel's checker writes there what it found. The
+/// checker gives up with EAGAIN if the thread has a signal to take, which includes work that an
+/// io_uring ring left behind (kernel/bpf/verifier.c, `do_check`). So the call is made again, a few
+/// times.
 pub fn program_load(
     name: &str,
     instructions: &[Instruction],
