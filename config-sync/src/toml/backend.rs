@@ -116,7 +116,7 @@ pub(crate) const MOST_WAIT: u32 = 1_000_000;
 pub(crate) const LEAST_QUEUE_TIMEOUT: Duration = Duration::from_millis(10);
 
 /// The most datagrams each way before the kernel forwards a flow.
-const MOST_AFTER: u32 = 1_000_000;
+pub(crate) const MOST_AFTER: u32 = 1_000_000;
 
 /// The words of the file.
 pub(crate) const BALANCES: [(&str, Balance); 5] = [

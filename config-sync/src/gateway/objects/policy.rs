@@ -191,6 +191,10 @@ pub struct BackendSettings {
     /// effect beside sendProxy, transparent, or shared upstreamSockets.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fast_path: Option<String>,
+    /// UDP: so many datagrams each way go through a worker first (16). With fastPath auto.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub fast_path_after: Option<i64>,
     /// The PROXY header that endpoints are sent: v1 or v2. UDP: v2, in every datagram.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub send_proxy: Option<String>,

@@ -478,6 +478,9 @@ impl<'o> Pool<'o> {
             let addresses = endpoints.iter().filter_map(ip);
             self.shared.extend(addresses.map(|address| (address, name.clone())));
         }
+        let may_skip = udp && !shared && !transparent && values.send_proxy.is_none();
+        let fast_path = values.fast_path.filter(|_| may_skip);
+        let after = values.fast_path_after.filter(|_| fast_path.is_some());
         Backend {
             endpoints: endpoints.iter().map(|found| endpoint(found, &values, &name)).collect(),
             balance: values.balance.unwrap_or(Balance::RoundRobin),
@@ -488,11 +491,8 @@ impl<'o> Pool<'o> {
             interface: None,
             shared_sockets: shared.then(|| at(true, &name)),
             upstream_rest: values.upstream_rest.filter(|_| udp).map(|rest| at(rest, &name)),
-            fast_path_after: None,
-            fast_path: values
-                .fast_path
-                .filter(|_| udp && !shared && !transparent && values.send_proxy.is_none())
-                .map(|asked| at(asked, &name)),
+            fast_path: fast_path.map(|asked| at(asked, &name)),
+            fast_path_after: after.map(|after| at(after, &name)),
             limit: values.limit.clone().map(LimitOf::Own),
             endpoint_limit: values.endpoint_limit.clone(),
             send_proxy: values.send_proxy.map(|asked| at(spoken(asked, udp), &name)),

@@ -17,22 +17,20 @@ use crate::gateway::objects::policy::{
 };
 use crate::gateway::objects::reference::{ParentRef, TargetRef};
 use crate::gateway::objects::{Objects, X_GROUP};
-use crate::gateway::translate::checks;
-use crate::gateway::translate::fallback;
 use crate::gateway::translate::index::{Index, key, seniority};
 use crate::gateway::translate::settings::Settings;
-use crate::gateway::translate::tables;
 use crate::gateway::translate::values::{
     AdmissionValues, BackendValues, EndpointRule, Fallback, ListenerValues, RouteValues,
     SocketValues,
 };
 use crate::gateway::translate::verdict::{Fault, Verdict};
+use crate::gateway::translate::{checks, fallback, tables};
 use crate::model::admission::read_range;
 use crate::model::backend::LEAST_UPSTREAM_REST;
 use crate::model::config::MAX_SESSIONS;
 use crate::model::endpoint::MAX_WEIGHT;
 use crate::table::routing::{OnUnavailable, ProxyVersion, SendProxy};
-use crate::toml::backend::{BALANCES, FAST_PATHS, LEAST_QUEUE_TIMEOUT, MOST_WAIT};
+use crate::toml::backend::{BALANCES, FAST_PATHS, LEAST_QUEUE_TIMEOUT, MOST_AFTER, MOST_WAIT};
 use crate::toml::endpoint::MOST_SESSIONS;
 use crate::toml::listener::{ON_REFUSAL, ON_TRUNCATION, STARTTLS};
 use crate::toml::reader::word;
@@ -490,6 +488,7 @@ fn read_backend(
         shared_sockets: text("upstreamSockets", given.upstream_sockets.as_ref(), sockets)?,
         upstream_rest: text("upstreamRest", given.upstream_rest.as_ref(), rest)?,
         fast_path: text("fastPath", given.fast_path.as_ref(), word(&FAST_PATHS[..2]))?,
+        fast_path_after: number("fastPathAfter", given.fast_path_after, 1..=MOST_AFTER)?,
         send_proxy: read_send_proxy(given)?,
         transparent: given.transparent,
         endpoint_max_sessions: number(

@@ -77,6 +77,7 @@ pub(super) struct BackendValues {
     pub(super) shared_sockets: Option<bool>,
     pub(super) upstream_rest: Option<u32>,
     pub(super) fast_path: Option<FastPath>,
+    pub(super) fast_path_after: Option<u32>,
     pub(super) send_proxy: Option<SendProxy>,
     pub(super) transparent: Option<bool>,
     pub(super) endpoint_max_sessions: Option<u32>,
@@ -196,6 +197,7 @@ impl BackendValues {
         fill(&mut self.shared_sockets, &under.shared_sockets);
         fill(&mut self.upstream_rest, &under.upstream_rest);
         fill(&mut self.fast_path, &under.fast_path);
+        fill(&mut self.fast_path_after, &under.fast_path_after);
         fill(&mut self.send_proxy, &under.send_proxy);
         fill(&mut self.transparent, &under.transparent);
         fill(&mut self.endpoint_max_sessions, &under.endpoint_max_sessions);
