@@ -15,12 +15,14 @@ use std::time::{Duration, Instant};
 
 use config_sync::table::address::Bind;
 use config_sync::table::limit::Load;
+use config_sync::table::rate::Rate;
 use config_sync::table::routing::{
     Absence, AcceptProxy, Backend, BackendId, Drain, Endpoint, EndpointId, GoneEndpoint, Hosts,
     Limits, Listener, ListenerId, OnRefusal, OnUnavailable, Protocol, ProxyVersion, Queue, Route,
     RouteBalance, RouteId, RoutingTable, SendProxy, Socket, SocketId, Sources, Timeouts, Transport,
     WeightedBackend,
 };
+use config_sync::table::source_limit::SourceLimit;
 use config_sync::table::turns::turns;
 use ringway::stats::records::{CloseReason, Demotion, DropReason, Record, SessionRecord};
 use ringway_tests::hello::client_hello;
@@ -219,6 +221,18 @@ fn the_kernel_forwards_what_the_table_allows() {
     assert_eq!(game.fake.counters.promotions.get(), 0);
     // A limit of bytes, which the kernel would pass by.
     let mut game = Game::new(Setup { bytes: 1_000_000, ..setup::UDP }, Faults::default());
+    game.play(9, false);
+    assert_eq!(game.fake.counters.promotions.get(), 0);
+    // Answers that end the flow, which the kernel would not see.
+    let mut game = Game::new(Setup { responses: 2, ..setup::UDP }, Faults::default());
+    game.play(9, false);
+    assert_eq!(game.fake.counters.promotions.get(), 0);
+    // The route counts each datagram of a source.
+    let mut game = Game::new(setup::UDP, Faults::default());
+    let records = Arc::clone(game.table.sources.as_ref().expect("the setup has records"));
+    let (datagrams, nothing) = (Some(Rate::new(1_000, 1_000)), SourceLimit::nothing(1, records));
+    game.table.routes[0].limit_source = Some(Box::new(SourceLimit { datagrams, ..nothing }));
+    game.apply(true);
     game.play(9, false);
     assert_eq!(game.fake.counters.promotions.get(), 0);
 }

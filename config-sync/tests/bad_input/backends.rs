@@ -181,6 +181,10 @@ fn the_kernel_forwards_plain_flows_only() {
         ("transparent = true", "`transparent`"),
         ("interface = \"lo\"", "`interface`"),
         ("send_proxy = \"v2\"", "`send_proxy`"),
+        (
+            "source = [\"127.1.0.0/16\"]\nupstream_sockets = \"shared\"",
+            "`upstream_sockets = \"shared\"`",
+        ),
     ] {
         let expected = format!("12:13: backends[0].fast_path: can't be with {other}");
         refused(&format!("{udp}{line}\n"), &[&expected]);

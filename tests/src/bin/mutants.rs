@@ -127,6 +127,24 @@ const MUTANTS: &[Mutant] = &[
         replace: "",
     },
     Mutant {
+        name: "promotes-with-a-routes-limit-of-datagrams",
+        file: "udp/promotion.rs",
+        find: "            && !flow.held.limits_datagrams()",
+        replace: "",
+    },
+    Mutant {
+        name: "promotes-a-flow-that-ends-with-its-answers",
+        file: "udp/promotion.rs",
+        find: "            && flow.responses == 0",
+        replace: "",
+    },
+    Mutant {
+        name: "promotes-a-flow-behind-a-proxy",
+        file: "udp/promotion.rs",
+        find: "            && flow.proxied.is_none()",
+        replace: "",
+    },
+    Mutant {
         name: "promotes-what-a-new-table-bars",
         file: "udp/promotion.rs",
         find: "        if self.bar(core, flow).is_some() {
@@ -370,7 +388,7 @@ fn lay_out(root: &Path, copy: &Path) {
         copy_files(root, copy, &format!("tests/src/{part}"));
     }
     fs::remove_dir_all(copy.join("tests/src/sim/tls")).expect("it was just copied");
-    leave_out(&copy.join("tests/src/lib.rs"), &["pki", "real"]);
+    leave_out(&copy.join("tests/src/lib.rs"), &["pki", "real", "stage"]);
     leave_out(&copy.join("tests/src/sim/mod.rs"), &["tls"]);
     copy_files(root, copy, "tests/tests/simulation.rs");
     copy_files(root, copy, "Cargo.lock");

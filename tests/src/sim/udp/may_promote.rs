@@ -11,7 +11,8 @@ use crate::sim::udp::datagram::Exchange;
 /// What the table in force says about flows that the kernel may forward.
 #[derive(Debug, Default)]
 pub struct MayPromote {
-    /// Listening sockets without limits of datagrams or bytes.
+    /// Listening sockets whose flows do not end with their answers, and that have no limits of
+    /// datagrams or bytes.
     sockets: BTreeSet<SocketId>,
     /// Endpoints of backends that ask for the kernel.
     endpoints: BTreeSet<EndpointId>,
@@ -22,8 +23,10 @@ pub struct MayPromote {
 impl MayPromote {
     pub fn table_applied(&mut self, table: &RoutingTable, now: u64) {
         let is_plain = |listener: usize| {
-            let limit = table.listeners[listener].limit_source.as_ref();
-            limit.is_none_or(|limit| limit.datagrams.is_none() && limit.bytes.is_none())
+            let listener = &table.listeners[listener];
+            let limit = listener.limit_source.as_ref();
+            let counts = limit.is_some_and(|of| of.datagrams.is_some() || of.bytes.is_some());
+            listener.responses == 0 && !counts
         };
         let sockets = table.sockets.iter();
         let plain = sockets.filter(|socket| socket.listeners.any().is_some_and(is_plain));

@@ -12,6 +12,8 @@ use crate::proxy::Proxy;
 use crate::stats::counters::Counters;
 use crate::stats::records::Demotion;
 
+mod barred;
+
 const CONFIG: &str = "
     [[listeners]]
     name = \"l\"
@@ -44,11 +46,17 @@ struct World {
     /// What the kernel has carried, while it forwards the flow.
     carried: Option<Carried>,
     promotions: u64,
+    /// The bytes of each datagram.
+    payload: Vec<u8>,
 }
 
 impl World {
     fn new() -> Self {
-        let (table, counters) = (table(CONFIG), Arc::new(Counters::new()));
+        Self::with(CONFIG)
+    }
+
+    fn with(config: &str) -> Self {
+        let (table, counters) = (table(config), Arc::new(Counters::new()));
         let limits =
             Limits { sessions: 1, flows: 9, buffers: 1, pipes: 1, turn_bytes: 1, bulk_bytes: 1 };
         let mut world = Self {
@@ -60,6 +68,7 @@ impl World {
             ops: Vec::new(),
             carried: None,
             promotions: 0,
+            payload: vec![0; 9],
         };
         world.proxy.apply(world.now, table, &mut world.ops);
         world
@@ -83,7 +92,7 @@ impl World {
             Some(carried) => carried.up += 1,
             None => {
                 let peer = SocketAddr::from(([10, 9, 9, 9], 9));
-                self.event(self.listener, datagram(Some(peer)));
+                self.event(self.listener, self.datagram(Some(peer)));
             }
         }
     }
@@ -92,7 +101,7 @@ impl World {
     fn down(&mut self) {
         match &mut self.carried {
             Some(carried) => carried.down += 1,
-            None => self.event(self.upstream.expect("a flow"), datagram(None)),
+            None => self.event(self.upstream.expect("a flow"), self.datagram(None)),
         }
     }
 
@@ -104,8 +113,14 @@ impl World {
     }
 
     fn event(&mut self, token: Token, event: Event) {
-        self.proxy.handle(self.now, token, event, &[0; 9], &mut self.ops);
+        self.proxy.handle(self.now, token, event, &self.payload, &mut self.ops);
         self.carry_out();
+    }
+
+    fn datagram(&self, peer: Option<SocketAddr>) -> Event {
+        let size = u32::try_from(self.payload.len()).expect("short");
+        let (buffer, local) = (BufferId(0), None);
+        Event::Datagrams { buffer, peer, local, bytes: size, size, count: 1, truncated: false }
     }
 
     fn carry_out(&mut self) {
@@ -163,11 +178,6 @@ impl World {
     fn one_sided(&self) -> u64 {
         self.counters.demotions[Demotion::OneSided as usize].get()
     }
-}
-
-fn datagram(peer: Option<SocketAddr>) -> Event {
-    let (buffer, local) = (BufferId(0), None);
-    Event::Datagrams { buffer, peer, local, bytes: 9, size: 9, count: 1, truncated: false }
 }
 
 /// NAT gives the flow's datagrams other addresses: ten in a second are enough to notice.
