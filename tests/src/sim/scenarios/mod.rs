@@ -5,24 +5,25 @@ mod limits;
 pub mod play;
 pub mod setup;
 pub mod tls;
+pub mod udp;
 
 use config_sync::table::routing::Timeouts;
 use ringway::stats::records::CloseReason as R;
 
 use self::play::Begins::Plain;
 use self::play::Step::{
-    Answers, Asks, Connect, Ends, Exchanges, Fin, Gets, HasFailed, Hears, IsRefused, Logs,
-    LogsReason, Reset, Returns, Sends, Served, Unlisten,
+    Connect, Ends, Exchanges, Fin, Gets, HasFailed, Logs, LogsReason, Reset, Returns, Sends,
+    Served, Unlisten,
 };
 use self::play::{Peer, Scenario};
-use self::setup::{NONE, SHARED, Serves, Setup, TCP, TLS, UDP};
+use self::setup::{NONE, Serves, Setup, TCP, TLS};
 
 const C: Peer = Peer::Client(0);
 const S: Peer = Peer::Server(0);
 
 /// Every scenario.
 pub fn scenarios() -> impl Iterator<Item = &'static Scenario> {
-    SCENARIOS.iter().chain(tls::SCENARIOS).chain(limits::SCENARIOS)
+    SCENARIOS.iter().chain(udp::SCENARIOS).chain(tls::SCENARIOS).chain(limits::SCENARIOS)
 }
 
 const SCENARIOS: &[Scenario] = &[
@@ -441,152 +442,6 @@ const SCENARIOS: &[Scenario] = &[
             Fin(C),
             Ends(S),
             Logs(R::EndpointFin),
-        ],
-    },
-    Scenario {
-        name: "a query and its answer",
-        setup: Setup { responses: 1, ..UDP },
-        steps: &[Asks(0, 40), Hears(S, 40), Answers(0, 512), Hears(C, 512), Logs(R::FlowAnswered)],
-    },
-    Scenario {
-        name: "two queries from one socket",
-        setup: Setup { responses: 1, ..UDP },
-        steps: &[
-            Asks(0, 40),
-            Asks(0, 41),
-            Hears(S, 40),
-            Hears(S, 41),
-            Answers(0, 100),
-            Answers(0, 200),
-            Hears(C, 100),
-            Hears(C, 200),
-            Logs(R::FlowAnswered),
-        ],
-    },
-    Scenario {
-        name: "two clients of one server, and silence",
-        setup: Setup { flow_timeout: 1_000, ..UDP },
-        steps: &[
-            Asks(0, 10),
-            Hears(S, 10),
-            Asks(1, 20),
-            Hears(Peer::Server(1), 20),
-            Answers(0, 1_200),
-            Hears(C, 1_200),
-            Answers(1, 0),
-            Hears(Peer::Client(1), 0),
-            LogsReason(R::FlowTimeout),
-            LogsReason(R::FlowTimeout),
-        ],
-    },
-    Scenario {
-        name: "two clients of one server through a shared socket",
-        setup: Setup { responses: 2, ..SHARED },
-        steps: &[
-            Asks(0, 10),
-            Hears(S, 10),
-            Asks(1, 20),
-            Hears(Peer::Server(1), 20),
-            Answers(1, 1_200),
-            Hears(Peer::Client(1), 1_200),
-            Answers(0, 0),
-            Hears(C, 0),
-            Answers(0, 7),
-            Hears(C, 7),
-            Logs(R::FlowAnswered),
-            Answers(1, 8),
-            Hears(Peer::Client(1), 8),
-            Logs(R::FlowAnswered),
-        ],
-    },
-    Scenario {
-        name: "one flow more than a shared socket has addresses",
-        setup: Setup { flow_timeout: 1_000, ..SHARED },
-        steps: &[
-            Asks(0, 10),
-            Hears(S, 10),
-            Asks(1, 20),
-            Hears(Peer::Server(1), 20),
-            Asks(2, 30),
-            Logs(R::LocalLimit),
-            Answers(0, 40),
-            Hears(C, 40),
-            LogsReason(R::FlowTimeout),
-            LogsReason(R::FlowTimeout),
-        ],
-    },
-    Scenario {
-        name: "several datagrams each way, while the endpoint leaves the table and returns",
-        setup: Setup { flow_timeout: 1_000, ..UDP },
-        steps: &[
-            Asks(0, 10),
-            Hears(S, 10),
-            Answers(0, 20),
-            Hears(C, 20),
-            Asks(0, 11),
-            Hears(S, 11),
-            Answers(0, 0),
-            Hears(C, 0),
-            Asks(0, 12),
-            Hears(S, 12),
-            Returns(0),
-            Answers(0, 22),
-            Hears(C, 22),
-            Asks(0, 1_200),
-            Hears(S, 1_200),
-            Answers(0, 1_300),
-            Hears(C, 1_300),
-            Logs(R::FlowTimeout),
-        ],
-    },
-    Scenario {
-        name: "a datagram of a client that the listener denies",
-        setup: Setup { denied: true, ..UDP },
-        steps: &[Asks(0, 10), Logs(R::SourceDenied)],
-    },
-    Scenario {
-        name: "a datagram for a backend without endpoints",
-        setup: Setup { endpoints: &[], ..UDP },
-        steps: &[Asks(0, 10), Logs(R::NoEndpoint)],
-    },
-    Scenario {
-        name: "the first backend's port is closed, the route's second backend hears the flow",
-        setup: Setup {
-            endpoints: &[Serves::Refuses, Serves::Accepts],
-            passes_on: true,
-            flow_timeout: 1_000,
-            ..UDP
-        },
-        steps: &[
-            Asks(0, 10),
-            IsRefused(0, 1),
-            Asks(0, 20),
-            Hears(S, 20),
-            Answers(0, 30),
-            Hears(C, 30),
-            Asks(0, 40),
-            Hears(S, 40),
-            Answers(0, 50),
-            Hears(C, 50),
-            Logs(R::FlowTimeout),
-        ],
-    },
-    Scenario {
-        name: "the ports of all backends of the route are closed",
-        setup: Setup {
-            endpoints: &[Serves::Refuses, Serves::Refuses],
-            passes_on: true,
-            flow_timeout: 1_000,
-            ..UDP
-        },
-        steps: &[
-            Asks(0, 10),
-            IsRefused(0, 1),
-            Asks(0, 20),
-            IsRefused(1, 1),
-            Asks(0, 30),
-            IsRefused(1, 2),
-            Logs(R::FlowTimeout),
         ],
     },
 ];

@@ -10,11 +10,12 @@ use config_sync::table::load::NO_LIMIT;
 use config_sync::table::ranges::Access;
 use config_sync::table::rate::Rate;
 use config_sync::table::routing::{
-    AcceptProxy, Backend, BackendId, Endpoint, Fallback, Hosts, Limits, Listener, ListenerId,
-    OnRefusal, OnUnavailable, Protocol, Route, RouteBalance, RouteId, RoutingTable, Socket,
-    SocketId, Sources, Timeouts, Transport, WeightedBackend,
+    AcceptProxy, Backend, BackendId, Endpoint, EndpointId, Fallback, Hosts, Limits, Listener,
+    ListenerId, OnRefusal, OnUnavailable, Protocol, Route, RouteBalance, RouteId, RoutingTable,
+    Socket, SocketId, Sources, Timeouts, Transport, WeightedBackend,
 };
 use config_sync::table::source_limit::{SourceLimit, SourceRecords};
+use config_sync::table::turns::turns;
 
 use crate::sim::backend;
 use crate::sim::model;
@@ -211,6 +212,19 @@ fn route(nth: u32) -> Route {
             key: 0,
         }],
     }
+}
+
+/// The table without this endpoint of its first backend.
+pub fn without(table: &RoutingTable, endpoint: u32) -> RoutingTable {
+    let mut table = table.clone();
+    let backend = &mut table.backends[0];
+    backend.endpoints.retain(|of| of.id != EndpointId(endpoint));
+    backend.turns = turns(&vec![1; backend.endpoints.len()]);
+    table
+}
+
+pub fn empty_table() -> RoutingTable {
+    RoutingTable { generation: 2, ..RoutingTable::empty() }
 }
 
 pub const LIMITS: Limits = Limits {
