@@ -1,6 +1,10 @@
 //! UDP flows that the kernel forwards: a client, the gateway and servers, each in a network
 //! namespace of its own. Needs root, Linux 6.6, and rights to BPF.
 
+mod packets;
+mod replies;
+mod scenarios;
+
 use std::io::{ErrorKind, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::{Command, Stdio};
@@ -8,8 +12,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
-use nix::sys::socket::setsockopt;
-use nix::sys::socket::sockopt::UdpGsoSegment;
 use nix::unistd::Pid;
 use ringway_tests::real::config::{backend, listener, route};
 use ringway_tests::real::in_kernel::FORWARDING;
@@ -151,6 +153,14 @@ fn places() -> [(SocketAddr, [&'static str; 2]); 2] {
     ]
 }
 
+/// For IPv4 and for IPv6, each in a network of its own.
+fn for_both_versions(test: impl Fn(usize) + Copy + Send + 'static) {
+    for version in 0..2 {
+        eprintln!("IPv{}", [4, 6][version]);
+        in_own_network(move || test(version));
+    }
+}
+
 /// Both IP versions: what the kernel forwards is whole, counted, in the log, and follows a reload.
 #[test]
 fn long_lived_flows_are_forwarded_in_the_kernel() {
@@ -193,6 +203,7 @@ fn long_lived_flows_are_forwarded_in_the_kernel() {
         for player in &mut players {
             assert_eq!(player.play(200), [1]);
         }
+        assert_eq!(demotions(&gateway, "endpoint_gone"), 2);
         wait_until("both are promoted again", || promotions(&gateway.metrics()) == 4);
         let lines = gateway.stop();
         let lines: Vec<_> = lines.iter().filter(|line| line.text("reason").is_some()).collect();
@@ -303,6 +314,7 @@ impl Playing<'_> {
         });
         let after = self.gateway.metrics();
         self.says("a failed upgrade", by_workers(&after) - by_workers(&before));
+        assert_eq!(demotions(self.gateway, "upgrade"), PLAYERS, "each flow has settled once");
     }
 
     /// After an upgrade the process before is killed, which a session that cannot move has kept.
@@ -493,6 +505,7 @@ fn demotions(gateway: &Gateway, reason: &str) -> u64 {
 struct Game {
     world: World,
     at: SocketAddr,
+    endpoints: Vec<&'static str>,
     gateway: Gateway,
     servers: Vec<Server>,
     player: Player,
@@ -501,19 +514,30 @@ struct Game {
 impl Game {
     /// `options`: keys of the listener.
     fn promoted(options: &str, endpoints: usize) -> Self {
+        Self::in_version(0, options, endpoints)
+    }
+
+    fn in_version(version: usize, options: &str, endpoints: usize) -> Self {
         let world = World::new();
-        let (at, places) = places()[0];
-        let places = &places[..endpoints];
-        let servers = (0..).zip(places).map(|(mark, at)| world.server(at, mark)).collect();
-        let gateway = Launch::default().socket().start(&game(at, places, options, "auto"));
+        let (at, places) = places()[version];
+        let endpoints = places[..endpoints].to_vec();
+        let servers = (0..).zip(&endpoints).map(|(mark, at)| world.server(at, mark)).collect();
+        let gateway = Launch::default().socket().start(&game(at, &endpoints, options, "auto"));
         let mut player = world.player(at);
         player.play(100);
         assert_eq!((promotions(&gateway.metrics()), flows(&gateway)), (1, 1));
-        Self { world, at, gateway, servers, player }
+        Self { world, at, endpoints, gateway, servers, player }
     }
 
     fn reload(&self, options: &str, word: &str) {
-        self.gateway.reload(&game(self.at, &places()[0].1[..self.servers.len()], options, word));
+        self.gateway.reload(&game(self.at, &self.endpoints, options, word));
+    }
+
+    /// Row of the flow in `ringway flows`.
+    fn row(&self) -> serde_json::Value {
+        let rows = self.gateway.asks(&["flows"]);
+        assert_eq!(rows.as_array().map(Vec::len), Some(1), "{rows}");
+        rows[0].clone()
     }
 }
 
@@ -528,15 +552,29 @@ fn game(at: SocketAddr, endpoints: &[&str], options: &str, word: &str) -> String
 fn a_reload_takes_flows_back_and_lists_say_where_they_are() {
     in_own_network(|| {
         let mut game = Game::promoted("", 1);
-        let states = |gateway: &Gateway| {
-            let rows = gateway.asks(&["flows"]);
-            let rows = rows.as_array().expect("rows").iter();
-            rows.map(|row| row["state"].as_str().expect("a state").to_owned()).collect::<Vec<_>>()
+        assert_eq!(game.row()["state"], "in_kernel");
+        // Only the kernel has datagrams for three seconds, and the flow is not idle.
+        game.player.all_whole = true;
+        for _ in 0..30 {
+            game.player.play(1);
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        let idle = || game.row()["idle_ms"].as_u64().expect("a number");
+        assert!(idle() < 2_500, "{} ms", idle());
+        let bytes = || {
+            let (row, metrics) = (game.row(), game.gateway.metrics());
+            let of =
+                |side| metrics.value("ringway_endpoint_relayed_bytes_total", &[("side", side)]);
+            let row = ["bytes_up", "bytes_down"].map(|name| row[name].as_u64());
+            (row, [of("client"), of("endpoint")])
         };
-        assert_eq!(states(&game.gateway), ["in_kernel"]);
+        let moved = [game.player.up, game.player.down];
+        wait_until("all bytes are counted", || bytes() == (moved.map(Some), moved));
+        std::thread::sleep(Duration::from_millis(2_500));
+        assert!(idle() >= 1_000, "nobody has sent anything: {} ms", idle());
         game.reload("", "off");
         wait_until("the flow is the worker's", || flows(&game.gateway) == 0);
-        assert_eq!(states(&game.gateway), ["answered"]);
+        assert_eq!(game.row()["state"], "answered");
         let before = carried(&game.gateway);
         game.player.play(200);
         assert_eq!(carried(&game.gateway), before);
@@ -584,8 +622,8 @@ fn an_operator_ends_a_promoted_flow() {
 /// The endpoint's ICMP comes to the flow's own socket, as on the worker's path.
 #[test]
 fn a_promoted_flow_leaves_a_closed_port() {
-    in_own_network(|| {
-        let mut game = Game::promoted("", 2);
+    for_both_versions(|version| {
+        let mut game = Game::in_version(version, "", 2);
         let marks = game.player.play(50);
         game.servers.remove(marks[0].into());
         game.player.socket.set_read_timeout(Some(Duration::from_millis(100))).expect("a timeout");
@@ -636,92 +674,5 @@ fn flows_of_a_wildcard_listener_are_forwarded() {
         }
         assert_eq!((promotions(&gateway.metrics()), flows(&gateway)), (2, 2));
         wait_until("the kernel has forwarded them", || carried(&gateway) > 600);
-    });
-}
-
-/// A train that its client hands to the kernel as one buffer (`UDP_SEGMENT`).
-#[test]
-fn trains_are_forwarded_whole() {
-    in_own_network(|| {
-        let game = Game::promoted("", 1);
-        let before = carried(&game.gateway);
-        setsockopt(&game.player.socket, UdpGsoSegment, &1_000).expect("Linux 4.18");
-        let train: Vec<u8> = (0..4_500).map(|at: usize| (at / 7).to_le_bytes()[0]).collect();
-        for round in 0..50 {
-            game.player.socket.send(&train).expect("sending");
-            let mut got: Vec<u8> = Vec::new();
-            for _ in 0..5 {
-                let mut bytes = [0; 2_000];
-                let len = game.player.socket.recv(&mut bytes).expect("an answer");
-                got.extend(&bytes[1..len]);
-            }
-            assert_eq!(got, train, "round {round}");
-        }
-        wait_until("each datagram was counted", || carried(&game.gateway) >= before + 500);
-    });
-}
-
-/// A link behind the gateway, and one behind a router, take smaller packets than the client's.
-#[test]
-fn packets_that_do_not_fit_go_through_the_worker() {
-    in_own_network(|| {
-        let mut game = Game::promoted("", 1);
-        let large = vec![7; 1_400];
-        let mut bytes = [0; 2_000];
-        let passes = |game: &mut Game, bytes: &mut [u8]| {
-            game.player.ask(&large, bytes) == Some(large.len() + 1)
-        };
-        assert!(passes(&mut game, &mut bytes));
-        program("ip", &["link", "set", "servers", "mtu", "1300"]);
-        game.world.servers.run(|| program("ip", &["link", "set", "eth0", "mtu", "1300"]));
-        // Within a second, all is counted.
-        let counted = Duration::from_millis(1_200);
-        std::thread::sleep(counted);
-        let before = carried(&game.gateway);
-        for _ in 0..50 {
-            assert!(passes(&mut game, &mut bytes));
-        }
-        std::thread::sleep(counted);
-        assert_eq!(carried(&game.gateway), before, "the worker sends them in fragments");
-        assert_eq!(flows(&game.gateway), 1, "and the flow stays promoted");
-        game.player.play(100);
-        wait_until("small ones are the kernel's", || carried(&game.gateway) > before + 100);
-    });
-}
-
-/// The router's ICMP comes to the gateway, which the client never hears of.
-#[test]
-fn a_smaller_link_behind_a_router_is_learned() {
-    in_own_network(|| {
-        let world = World::new();
-        let far = world.servers.run(|| {
-            let far = Namespace::new();
-            far.join("far", "10.3.0", "fd03");
-            program("ip", &["link", "set", "far", "mtu", "1300"]);
-            program("sh", &["-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"]);
-            far
-        });
-        program("ip", &["route", "add", "10.3.0.0/24", "via", "10.2.0.2"]);
-        let endpoint = "10.3.0.2:9000";
-        let _server = far.run(move || {
-            let at = endpoint.parse().expect("an address");
-            Server::udp_at(at, |socket, bytes, peer| {
-                let _ = socket.send_to(&[&[0], &bytes[..8]].concat(), peer);
-            })
-        });
-        let at = places()[0].0;
-        let gateway = Gateway::start(&game(at, &[endpoint], "", "required"));
-        let mut player = world.player(at);
-        let mut bytes = [0; 64];
-        for _ in 0..100 {
-            assert!(player.ask(b"eight of", &mut bytes).is_some());
-        }
-        assert_eq!(flows(&gateway), 1);
-        player.socket.set_read_timeout(Some(Duration::from_millis(200))).expect("a timeout");
-        let large = vec![7; 1_400];
-        wait_until("a large one arrives", || player.ask(&large, &mut bytes).is_some());
-        for _ in 0..20 {
-            assert!(player.ask(&large, &mut bytes).is_some());
-        }
     });
 }
