@@ -70,6 +70,8 @@ pub enum Fault {
     /// The kernel began to forward a flow, could not begin, or ended it.
     Promoted,
     NotPromoted,
+    /// The kernel forwarded the flow before the flow settled, and goes on with it.
+    PromotedAgain,
     Demoted(Demotion),
 }
 
@@ -156,11 +158,12 @@ const REACHABLE: &[(Fault, &[State])] = {
         (F::LateReply, &[Resting, Ending]),
         (F::Promoted, &[Live]),
         (F::NotPromoted, &[Live]),
+        (F::PromotedAgain, &[Live]),
         (F::Demoted(Demotion::Configuration), &[Live]),
         (F::Demoted(Demotion::Draining), &[Live]),
         (F::Demoted(Demotion::EndpointGone), &[Live]),
         (F::Demoted(Demotion::EndpointRefused), &[Live]),
-        // Worlds end before one side is silent for seconds: `OneSided` has a test of its own.
+        (F::Demoted(Demotion::OneSided), &[Live]),
         (F::Demoted(Demotion::Upgrade), &[Live]),
         (F::Demoted(Demotion::Ended), &[Live]),
     ]

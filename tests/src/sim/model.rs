@@ -129,6 +129,21 @@ impl Model {
         }
     }
 
+    /// UDP flows last, and the kernel may forward most of them.
+    pub fn has_long_flows(&mut self) {
+        for backend in &mut self.backends {
+            backend.fast_path = true;
+        }
+        for socket in &mut self.sockets {
+            if socket.protocol == Protocol::Udp {
+                socket.accept_proxy = AcceptProxy::default();
+            }
+            for listener in &mut socket.listeners {
+                (listener.responses, listener.flow_timeout) = (0, 3_000);
+            }
+        }
+    }
+
     /// One to three small changes.
     pub fn change(&mut self, rng: &mut Rng) {
         for _ in 0..rng.between(1, 3) {

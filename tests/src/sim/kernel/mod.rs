@@ -165,6 +165,8 @@ pub struct Kernel {
     pub(crate) ways: BTreeMap<Exchange, Path>,
     /// Sockets refused by ICMP since their last datagram, and in which turn.
     pub(crate) refused: BTreeMap<Token, u64>,
+    /// Flows that the kernel forwarded until they settled, and has not begun to forward again.
+    pub(crate) settled: BTreeSet<Exchange>,
     /// When each endpoint last refused something, microseconds.
     pub closed_ports: BTreeMap<SocketAddr, u64>,
     /// Endpoints that were sent more of a flow that they had refused.
@@ -230,6 +232,7 @@ impl Kernel {
             used: BTreeMap::new(),
             ways: BTreeMap::new(),
             refused: BTreeMap::new(),
+            settled: BTreeSet::new(),
             closed_ports: BTreeMap::new(),
             fed: Vec::new(),
             given: Vec::new(),

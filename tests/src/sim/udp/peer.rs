@@ -67,6 +67,7 @@ impl Kernel {
         // The next flow of the client may begin anywhere.
         self.homes.retain(|exchange, _| exchange.source() != client);
         self.begun.retain(|exchange, _| exchange.source() != client);
+        self.settled.retain(|exchange| exchange.source() != client);
         self.demotions.retain(|exchange, _| exchange.source() != client);
         self.moves.retain(|(exchange, ..)| exchange.source() != client);
         for upstream in self.upstreams.values_mut() {

@@ -47,6 +47,9 @@ impl Kernel {
             let before = self.promoted.insert(token.slot, promoted);
             assert!(before.is_none(), "Promote of a promoted flow");
         }
+        if self.settled.remove(&exchange) && done {
+            self.coverage.hit(State::Live, Fault::PromotedAgain);
+        }
         let fault = if done { Fault::Promoted } else { Fault::NotPromoted };
         self.coverage.hit(State::Live, fault);
         self.event(token, Event::Promoted { done }, turn);
@@ -73,6 +76,14 @@ impl Kernel {
         }
         let carried = promoted.map(|of| of.carried).unwrap_or_default();
         self.event(token, Event::Demoted(carried), turn);
+    }
+
+    /// The flow of an upstream socket has settled.
+    pub fn has_settled(&mut self, token: Token, was_promoted: bool) {
+        let upstream = self.upstreams.get(&token.slot).filter(|upstream| upstream.token == token);
+        if was_promoted && let Some(exchange) = upstream.and_then(|upstream| upstream.serves) {
+            self.settled.insert(exchange);
+        }
     }
 
     /// The proxy has forwarded datagrams of a flow, which may be promoted.

@@ -206,9 +206,10 @@ impl World {
             datagram = self.kernel.proxied(exchange);
         }
         // Only flows with many datagrams are promoted.
-        let most = self.rng.pick(&[30, 30, 30, 200]);
+        let most = if self.habits.slow { 200 } else { self.rng.pick(&[30, 30, 30, 200]) };
         let left = self.rng.scale(1, most) as u32;
-        let pause = self.rng.scale(10, 500_000);
+        let least = if self.habits.slow { 200_000 } else { 10 };
+        let pause = self.rng.scale(least, 500_000);
         self.carry_on(Action::Send { left, datagram, pause });
     }
 

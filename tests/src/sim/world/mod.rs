@@ -111,6 +111,8 @@ struct Habits {
     /// Ops are carried out after each event, or after a batch of them.
     eager: bool,
     udp: u32,
+    /// Few clients come, and they pause between datagrams, so flows last for many seconds.
+    slow: bool,
 }
 
 /// The table that the worker finds when it next looks.
@@ -141,10 +143,10 @@ enum Action {
 impl World {
     fn new(seed: u64, trace: bool) -> Self {
         let mut rng = Rng::new(seed);
-        let model = Model::random(&mut rng);
-        let faults = Faults::random(&mut rng);
+        let mut model = Model::random(&mut rng);
+        let mut faults = Faults::random(&mut rng);
         let counters = Arc::new(Counters::new());
-        let habits = Habits {
+        let mut habits = Habits {
             arrivals: rng.scale(200, 50_000),
             table_swaps: rng.scale(500, 1_000_000),
             jumps: if rng.per_mille(300) { 5 } else { 0 },
@@ -152,7 +154,13 @@ impl World {
             steps: rng.scale(1, 8),
             eager: rng.per_mille(300),
             udp: rng.pick(&[0, 300, 500, 1000]),
+            slow: seed.is_multiple_of(16),
         };
+        if habits.slow {
+            habits = Habits { arrivals: 1_000_000, table_swaps: 20_000_000, udp: 1_000, ..habits };
+            model.has_long_flows();
+            faults.promoted_breaks = faults.promoted_breaks.max(200);
+        }
         let mut kernel = Kernel::new(rng.number(), model.limits, faults);
         kernel.trace = trace;
         let mut proxy = Proxy::new(model.limits, rng.number(), Arc::clone(&counters));

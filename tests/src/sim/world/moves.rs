@@ -139,6 +139,8 @@ impl World {
     fn have_settled(&mut self, reply: Reply) {
         let mut announced = std::mem::take(&mut self.check.moves.announced);
         for (old, figures) in reply.settled {
+            let upstream = self.check.moves.upstreams[&old];
+            self.kernel.has_settled(upstream, figures.promoted);
             let new = announced.remove(&old).expect("a flow settles that nobody knows");
             self.later(Task::Settled { old, new, figures });
         }
