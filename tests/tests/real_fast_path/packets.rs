@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -177,6 +178,53 @@ fn frames_with_a_vlan_tag_are_left_alone() {
         assert_eq!(server.served(), served, "moves of another VLAN");
         assert_eq!(carried(&gateway), before + 10, "the answers have no tag, and nothing else");
     });
+}
+
+/// Clients and servers behind VLANs of the gateway's. Their packets have no tag where the program
+/// of the VLAN's interface sees them.
+#[test]
+fn flows_go_from_vlan_to_vlan() {
+    for_both_versions(|version| {
+        let world = World::new();
+        if !has_vlans() {
+            return eprintln!("skipped: this kernel has no VLANs");
+        }
+        let add = |dev: &'static str, id: &'static str, host: &str| {
+            let name = format!("{dev}.{id}");
+            let link = ["link", "add", "link", dev, "name", &name, "type", "vlan", "id", id];
+            program("ip", &link);
+            for address in [format!("10.{id}.0.{host}/24"), format!("fd0{id}::{host}/64")] {
+                let nodad = if address.contains(':') { &["nodad"][..] } else { &[] };
+                program("ip", &[&["address", "add", &address, "dev", &name], nodad].concat());
+            }
+            program("ip", &["link", "set", &name, "up"]);
+        };
+        add("clients", "7", "1");
+        add("servers", "8", "1");
+        world.clients.run(move || add("eth0", "7", "2"));
+        world.servers.run(move || add("eth0", "8", "2"));
+        let at = places()[version].0;
+        let at =
+            SocketAddr::new(["10.7.0.1", "fd07::1"][version].parse().expect("an IP"), at.port());
+        let endpoint = ["10.8.0.2:9000", "[fd08::2]:9000"][version];
+        let _server = world.server(endpoint, 0);
+        let gateway = Gateway::start(&game(at, &[endpoint], "", "required"));
+        let mut player = world.player(at);
+        assert_eq!(player.play(100), [0]);
+        assert_eq!(flows(&gateway), 1);
+        let before = carried(&gateway);
+        assert_eq!(player.play(200), [0]);
+        wait_until("the kernel has forwarded them", || carried(&gateway) >= before + 390);
+        let lines = gateway.stop();
+        let line = lines.iter().find(|line| line.text("reason").is_some()).expect("its line");
+        let logged = (line.number("bytes_up"), line.number("bytes_down"));
+        assert_eq!(logged, (player.up, player.down));
+    });
+}
+
+fn has_vlans() -> bool {
+    let link = ["link", "add", "link", "clients", "name", "clients.9", "type", "vlan", "id", "9"];
+    Command::new("ip").args(link).output().expect("ip").status.success()
 }
 
 /// Sends frames to the gateway that the stack of their sender would not send.
