@@ -320,7 +320,9 @@ impl World {
             self.actions.first_key_value().map(|((at, _), _)| *at),
         ];
         let mut next = next.into_iter().flatten().min().unwrap_or(self.kernel.now);
-        if !self.tables.is_empty() {
+        // The last table wakes a worker that has nothing else to do for minutes.
+        let wakes = self.quiet && self.next_table.is_some();
+        if wakes || !self.tables.is_empty() {
             // The worker does not wait, but it may not be given the core at once.
             next = next.min(self.kernel.now + self.rng.scale(1, 1_000));
         }
