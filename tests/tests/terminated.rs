@@ -518,6 +518,7 @@ const ORIGINATED: &str = r#"
 name = "l"
 protocol = "TCP"
 address = "127.0.0.1:5000"
+max_sessions = 1
 [[routes]]
 name = "l"
 listeners = ["l"]
@@ -541,7 +542,7 @@ fn originating() -> (Proxy, Token) {
     let table = compile(&config, &mut Names::new(), 1).expect("a table");
     let socket = Token::socket(table.sockets[0].id);
     let limits =
-        Limits { sessions: 1, flows: 1, buffers: 1, pipes: 1, turn_bytes: 1 << 18, bulk_bytes: 0 };
+        Limits { sessions: 2, flows: 1, buffers: 1, pipes: 1, turn_bytes: 1 << 18, bulk_bytes: 0 };
     let mut proxy = Proxy::new(limits, 1, Arc::new(Counters::new()));
     proxy.set_epoch(1_900_000_000_000_000);
     proxy.apply(1, Arc::new(table), &mut Vec::new());
@@ -566,21 +567,32 @@ fn strict(issued: &Issued) -> ServerConnection {
 }
 
 /// The endpoint's refusal comes in the same turn in which the gateway's last words of the handshake
-/// went out. The silent client gets the other endpoint.
+/// went out, or a turn later, as its end does. The silent client gets the other endpoint, and keeps
+/// the only place of the listener.
 #[test]
 fn an_endpoint_that_refuses_at_once_behind_its_handshake_costs_nobody_a_session() {
+    for late in [false, true] {
+        refused_behind_its_handshake(late);
+    }
+}
+
+fn refused_behind_its_handshake(late: bool) {
     let issued = Pki::shared().issue(&["a.test"]);
     let (mut proxy, socket) = originating();
     let (mut ops, mut connects, mut now) = (Vec::new(), 0, 1);
-    let (peer, local) = (([127, 0, 0, 1], 4000).into(), ([127, 0, 0, 1], 5000).into());
-    proxy.handle(now, socket, Event::Accepted { incoming: 0, peer, local }, &[], &mut ops);
+    let peer = ([127, 0, 0, 1], 4000).into();
+    let comes = |incoming| {
+        let local = ([127, 0, 0, 1], 5000).into();
+        Event::Accepted { incoming, peer, local }
+    };
+    proxy.handle(now, socket, comes(0), &[], &mut ops);
     let (mut server, mut said, mut ended) = (strict(&issued), Vec::new(), false);
     while connects < 2 {
         now += 1;
         assert!(now < 100 && !ops.is_empty(), "the session is closed");
         let output = std::mem::take(proxy.output());
         // As in the ring, a turn's operations are all carried out before the first event is seen.
-        let (mut events, mut bytes) = (Vec::new(), Vec::new());
+        let (mut events, mut bytes, mut ready) = (Vec::new(), Vec::new(), None);
         for (token, op) in std::mem::take(&mut ops) {
             let drained = Stop::Drained;
             match op {
@@ -591,23 +603,17 @@ fn an_endpoint_that_refuses_at_once_behind_its_handshake_costs_nobody_a_session(
                 Op::Give { to, start, len } => {
                     assert_eq!(to, Side::Endpoint, "the client is told nothing");
                     let mut given = &output[start as usize..][..len as usize];
-                    while !given.is_empty() {
-                        server.read_tls(&mut given).expect("memory");
-                        ended |= server.process_new_packets().is_err();
-                    }
-                    while server.wants_write() {
-                        server.write_tls(&mut said).expect("memory");
-                    }
+                    ended |= answer(&mut server, &mut given, &mut said);
                     let given = Event::Given { to, sent: len, start: 0, len: 0, stop: drained };
                     events.push((token, given));
                     let (side, readable, ending) = (to, true, ended);
                     let (writable, failed) = (false, false);
-                    let ready = Event::Ready { side, readable, writable, ending, failed };
-                    events.push((token, ready));
+                    let comes = Event::Ready { side, readable, writable, ending, failed };
+                    ready = Some((token, comes));
                 }
                 Op::Take { from, .. } => {
-                    let taken =
-                        if from == Side::Endpoint { std::mem::take(&mut said) } else { Vec::new() };
+                    let waits = from == Side::Endpoint && !(late && ended && ready.is_some());
+                    let taken = if waits { std::mem::take(&mut said) } else { Vec::new() };
                     let start = u32::try_from(bytes.len()).expect("few");
                     let len = u32::try_from(taken.len()).expect("few");
                     bytes.extend(taken);
@@ -617,9 +623,26 @@ fn an_endpoint_that_refuses_at_once_behind_its_handshake_costs_nobody_a_session(
                 _ => {}
             }
         }
-        for (token, event) in events {
+        for (token, event) in events.into_iter().chain(ready) {
             proxy.handle(now, token, event, &bytes, &mut ops);
         }
     }
     assert!(ended, "the first endpoint has refused");
+    ops.clear();
+    proxy.handle(now, socket, comes(1), &[], &mut ops);
+    let is_refused = matches!(ops[..], [(_, Op::Adopt { .. }), (_, Op::Close { reset: true })]);
+    assert!(is_refused, "the place is taken: {ops:?}");
+}
+
+/// What the server answers. True: it has refused.
+fn answer(server: &mut ServerConnection, given: &mut &[u8], said: &mut Vec<u8>) -> bool {
+    let mut refused = false;
+    while !given.is_empty() {
+        server.read_tls(given).expect("memory");
+        refused |= server.process_new_packets().is_err();
+    }
+    while server.wants_write() {
+        server.write_tls(said).expect("memory");
+    }
+    refused
 }

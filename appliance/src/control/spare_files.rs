@@ -18,12 +18,12 @@ impl SpareFiles {
         Self { count, files: Mutex::default() }
     }
 
-    /// Keeps `count` files, which are all open already.
+    /// Keeps `count` files, which are all open already, and at first some more.
     ///
     /// # Errors
     /// Not so many files are left.
-    pub fn filled(count: usize) -> io::Result<Self> {
-        let files: io::Result<_> = (0..count).map(|_| File::open("/dev/null")).collect();
+    pub fn filled(count: usize, more: usize) -> io::Result<Self> {
+        let files: io::Result<_> = (0..count + more).map(|_| File::open("/dev/null")).collect();
         Ok(Self { count, files: Mutex::new(files?) })
     }
 

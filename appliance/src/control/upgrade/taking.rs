@@ -98,7 +98,7 @@ fn hear_offer(
     let (mut overrides, mut tickets) = (Vec::new(), Vec::new());
     let most = (most as usize, most_tickets as usize);
     // Without these files this process would serve, and nobody could look into it, nor upgrade it.
-    let mut spare = SpareFiles::filled(SPARE + OPENING).map_err(|error| {
+    let mut spare = SpareFiles::filled(SPARE, OPENING).map_err(|error| {
         format!("no files are left for the admin API of this process (RLIMIT_NOFILE): {error}")
     });
     if let Err(why) = hear_rest(link, most, &mut overrides, &mut tickets) {

@@ -148,11 +148,6 @@ impl Half {
         self.held
     }
 
-    /// No byte of the source was taken or is being taken, and the source has not ended.
-    pub fn is_untouched(&self) -> bool {
-        self.has_brought_nothing() && !self.queued && !self.ending && !self.is_over()
-    }
-
     /// No byte of the source was taken.
     pub fn has_brought_nothing(&self) -> bool {
         self.bytes == 0 && self.held == 0 && !self.streaming

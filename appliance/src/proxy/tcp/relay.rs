@@ -49,7 +49,7 @@ impl Session {
         let Event::Ready { side, readable, writable, ending, failed } = event else { return };
         let ends = ending || failed;
         // The end may be a refusal, after which the session goes on.
-        let may_go_on = ends && side == Side::Endpoint && self.is_revocable(core);
+        let may_go_on = ends && side == Side::Endpoint && self.may_be_revocable(core);
         let State::Relaying(relay) = &mut self.state else { return };
         relay.failed[side as usize] |= failed;
         if readable || ends {

@@ -64,11 +64,18 @@ impl Session {
 
     /// Whether another endpoint can have the session, and no peer would notice.
     pub fn is_revocable(&self, core: &Core) -> bool {
+        let State::Relaying(relay) = &self.state else { return false };
+        !relay.up.queued() && self.may_be_revocable(core)
+    }
+
+    /// As `is_revocable`, unless a `Move` that is under way brings something of the client.
+    pub fn may_be_revocable(&self, core: &Core) -> bool {
         let State::Relaying(Relay { retry: Some(retry), up, down, ending: None, .. }) = &self.state
         else {
             return false;
         };
-        up.is_untouched() && down.has_brought_nothing() && self.has_alternative(core, retry)
+        let is_silent = up.has_brought_nothing() && !up.is_ending() && !up.is_over();
+        is_silent && down.has_brought_nothing() && self.has_alternative(core, retry)
     }
 
     /// Whether another endpoint would have the session: one of its backend, or else of the route's

@@ -136,9 +136,11 @@ impl Session {
         for side in [Side::Endpoint, Side::Client] {
             let State::Relaying(relay) = &mut self.state else { return };
             let may_bring_refusal = relay.retry.is_some()
+                && relay.ending.is_none()
                 && relay.up.has_brought_nothing()
                 && relay.down.has_brought_nothing()
-                && relay.down.queued();
+                && relay.down.queued()
+                && !relay.down.is_over();
             if side == Side::Client && may_bring_refusal {
                 continue;
             }

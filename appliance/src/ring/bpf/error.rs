@@ -1,6 +1,7 @@
 //! Explains why flows can't be forwarded in the kernel.
 
 use std::io;
+use std::os::fd::OwnedFd;
 
 use crate::ring::bpf::assembler::Instruction;
 use crate::ring::bpf::calls;
@@ -40,21 +41,23 @@ impl BpfError {
     }
 }
 
-/// Explains a failed load: loads again, and adds the end of what the kernel's checker says.
-pub fn failed_load(error: io::Error, code: &[Instruction]) -> BpfError {
+/// Loads again after a failed load, and explains a second failure: adds the end of what the
+/// kernel's checker says.
+pub fn load_again(error: io::Error, code: &[Instruction]) -> Result<OwnedFd, BpfError> {
     if matches!(error.raw_os_error(), Some(libc::EPERM)) {
-        return BpfError::Forbidden("loading");
+        return Err(BpfError::Forbidden("loading"));
     }
     let mut log = vec![0; LOG];
-    // The maps' descriptors in the code are open, so this load fails as the first did, unless what
-    // was in its way passes.
-    let passes = calls::program_load("ringway", code, LICENSE, &mut log).is_ok();
-    let log = String::from_utf8_lossy(&log);
-    let lines: Vec<_> = log.trim_end_matches('\0').lines().rev().take(LINES).collect();
-    if passes || lines.is_empty() {
-        return BpfError::Failed { what: "loading the program", source: error };
-    }
-    BpfError::Refused(lines.into_iter().rev().collect::<Vec<_>>().join(" | "))
+    // The maps' descriptors in the code are open. So this load fails as the first did, unless what
+    // was in its way has passed.
+    calls::program_load("ringway", code, LICENSE, &mut log).map_err(|_| {
+        let log = String::from_utf8_lossy(&log);
+        let lines: Vec<_> = log.trim_end_matches('\0').lines().rev().take(LINES).collect();
+        if lines.is_empty() {
+            return BpfError::Failed { what: "loading the program", source: error };
+        }
+        BpfError::Refused(lines.into_iter().rev().collect::<Vec<_>>().join(" | "))
+    })
 }
 
 /// Bytes of the checker's log. A longer log fails the load too, and its end is missing.

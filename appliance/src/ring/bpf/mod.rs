@@ -21,7 +21,7 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::contract::Carried;
 use crate::ring::bpf::entry::{Count, Entry, Map};
-use crate::ring::bpf::error::failed_load;
+use crate::ring::bpf::error::load_again;
 use crate::ring::bpf::program::{IPV4, IPV6, LICENSE, program};
 
 pub use self::entry::Ways;
@@ -72,7 +72,7 @@ impl FastPath {
         let ipv6 = Map::create("ringway_ipv6", IPV6, entries)?;
         let code = program(ipv4.as_raw_fd(), ipv6.as_raw_fd());
         let program = calls::program_load("ringway", &code, LICENSE, &mut []);
-        let program = program.map_err(|error| failed_load(error, &code))?;
+        let program = program.or_else(|error| load_again(error, &code))?;
         let routes = ["ipv4", "ipv6"].map(looks_up_routes);
         if routes == [false, false] {
             return Err(BpfError::NoRoutes);
