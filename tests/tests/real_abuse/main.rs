@@ -41,6 +41,9 @@ const FLOWS: u64 = 4_000;
 /// What honest clients get beside a flood, of what they get alone.
 const LEAST_SHARE: f64 = 0.9;
 
+/// The time without a flood.
+const ALONE: &str = "alone";
+
 #[test]
 fn honest_clients_are_served_beside_any_flood() {
     in_own_network(|| {
@@ -161,7 +164,7 @@ impl World {
 
     fn test(mut self) -> BTreeMap<Row, f64> {
         eprintln!("seconds with each flood: {}", self.span.as_secs());
-        self.alone = self.measure("alone", |_| 0);
+        self.alone = self.measure(ALONE, |_| 0);
         self.slow_hellos();
         self.slow_proxies();
         self.connections();
@@ -205,7 +208,12 @@ impl World {
         });
         let kinds = ["requests", "new TLS sessions", "DNS queries"];
         for ((kind, now), alone) in kinds.iter().zip(&served).zip(&self.alone) {
-            let share = if alone.answers == 0 { 1.0 } else { now.rate() / alone.rate() };
+            let share = if what == ALONE {
+                1.0
+            } else {
+                assert!(alone.answers > 0, "{kind}: no answer alone, so there is no share");
+                now.rate() / alone.rate()
+            };
             self.shares.lock().expect("whole").insert((what, kind), share);
             eprintln!(
                 "{what}: {kind}: {:.0}/s, {:.0} %, slowest {} ms, {} sent again",
