@@ -26,7 +26,8 @@ impl Control {
     /// Notes what the process uses, before many clients have come.
     pub fn note_own_memory(&self) {
         let queues = self.log.most_waiting() + own_log::MOST_WAITING + server::MOST_READ;
-        *self.board.start.lock() = Start::now(self.sync.table(), queues);
+        let table = self.sync.whole().unwrap_or_else(|| self.sync.table());
+        *self.board.start.lock() = Start::now(table, queues);
     }
 
     /// Tells the workers whether to refuse what is new, if it is time to look.
@@ -63,8 +64,7 @@ impl Control {
             self.looks.limits = now;
             self.look_at_limits();
             let workers = self.board.workers().iter().map(|worker| &**worker);
-            let (table, limits) = (self.sync.table(), self.board.limits());
-            self.looks.shortages.look(workers, table, limits, now);
+            self.looks.shortages.look(workers, self.board.limits(), now);
         }
         self.board.hides.store(is_over && hides || self.looks.is_near, Ordering::Relaxed);
     }

@@ -1,6 +1,7 @@
 //! The most memory of its own that the process may come to use, and how much it uses. Its own are
 //! the anonymous pages. What the kernel has for the process (sockets and their buffers, what is in
-//! pipes, the rings, page tables) and the program's file are not.
+//! pipes, the rings, page tables) and the program's file are not. `images/OPERATING.md` ("Memory of
+//! its own") also names what may come on top.
 
 use config_sync::table::limit::Limit;
 use config_sync::table::load::NO_LIMIT;
@@ -14,7 +15,7 @@ use crate::stats::counters::Counters;
 use crate::worker;
 
 /// What is known once the first configuration is in force and the workers run.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Start {
     /// What the process has written so far, in bytes.
     anonymous: u64,
@@ -22,12 +23,72 @@ pub struct Start {
     sources: u64,
     /// What the control thread and its helpers may have in queues, in bytes.
     queues: u64,
+    needs: Needs,
+}
+
+/// The most that the tables since the start need, of each. Sessions outlive the table that they
+/// began with, counters are never freed, and the heap keeps pages of what was freed.
+#[derive(Clone, Debug, Default)]
+struct Needs {
+    /// By the listener's id: the most sessions that speak TLS with the gateway at one time.
+    tls: Vec<u64>,
+    /// All sessions may speak TLS, with endpoints.
+    originates: bool,
+    /// Workers look into bytes of some clients.
+    reads: bool,
+    /// The ids of listeners, routes and endpoints are below these.
+    ids: [usize; 3],
+    /// Bytes of the records of sources.
+    sources: u64,
+    /// The listeners, routes, backends and endpoints.
+    parts: u64,
 }
 
 impl Start {
     /// `None`: the kernel does not tell.
     pub fn now(table: &RoutingTable, queues: u64) -> Option<Self> {
-        Some(Self { anonymous: used()?, sources: of_sources(table), queues })
+        let sources = of_sources(table);
+        let mut start = Self { anonymous: used()?, sources, queues, needs: Needs::default() };
+        start.note(table);
+        Some(start)
+    }
+
+    /// Notes what a table needs that goes in force. `table`: with all endpoints.
+    pub fn note(&mut self, table: &RoutingTable) {
+        self.needs.note(table);
+    }
+}
+
+impl Needs {
+    fn note(&mut self, table: &RoutingTable) {
+        self.originates |= table.backends.iter().any(|backend| backend.tls.is_some());
+        self.reads |= reads(table);
+        self.sources = self.sources.max(of_sources(table));
+        self.parts = self.parts.max(parts(table));
+        for (most, now) in self.ids.iter_mut().zip(ids(table)) {
+            *most = now.max(*most);
+        }
+        for listener in table.listeners.iter().filter(|listener| listener.tls.is_some()) {
+            let at = listener.id.index();
+            self.tls.resize(self.tls.len().max(at + 1), 0);
+            self.tls[at] = self.tls[at].max(most_sessions(listener));
+        }
+    }
+
+    /// The most sessions that speak TLS with the gateway at one time, on at least one side.
+    /// `places`: in the tables of all workers.
+    fn with_tls(&self, places: u64) -> u64 {
+        if self.originates {
+            return places;
+        }
+        let all = self.tls.iter().fold(0, |all: u64, most| all.saturating_add(*most));
+        all.min(places)
+    }
+
+    /// Bytes of the counters of one worker.
+    fn counters(&self) -> u64 {
+        let [listeners, routes, endpoints] = self.ids;
+        Counters::bytes(listeners, routes, endpoints) as u64
     }
 }
 
@@ -38,25 +99,20 @@ fn used() -> Option<u64> {
 }
 
 /// What is in use, and the most that may be.
-pub fn read(
-    start: Start,
-    workers: usize,
-    limits: &Limits,
-    table: &RoutingTable,
-) -> Option<Reading> {
-    Some(Reading { used: used()?, most: most(start, workers, limits, table) })
+pub fn read(start: &Start, workers: usize, limits: &Limits) -> Option<Reading> {
+    Some(Reading { used: used()?, most: most(start, workers, limits) })
 }
 
-fn most(start: Start, workers: usize, limits: &Limits, table: &RoutingTable) -> u64 {
-    let (workers, reads) = (workers as u64, reads(table));
+fn most(start: &Start, workers: usize, limits: &Limits) -> u64 {
+    let (workers, needs) = (workers as u64, &start.needs);
     let places = workers * u64::from(limits.sessions);
     start.anonymous
-        + workers * (worker::growth(limits, reads) + counters(table))
-        + with_tls(table, places) * of_tls() as u64
-        + of_sources(table).saturating_sub(start.sources)
+        + workers * (worker::growth(limits, needs.reads) + needs.counters())
+        + needs.with_tls(places) * of_tls() as u64
+        + needs.sources.saturating_sub(start.sources)
         + start.queues
         + SERVING
-        + parts(table) * RELOADED
+        + needs.parts * RELOADED
 }
 
 /// The control thread, its helpers and the admin API, in bytes: stacks, figures of the last hour,
@@ -72,17 +128,18 @@ const RELOADED: u64 = 16 << 10;
 
 /// The listeners, routes, backends and endpoints.
 fn parts(table: &RoutingTable) -> u64 {
+    let endpoints = table.backends.iter().map(|backend| backend.endpoints.len()).sum::<usize>();
     let named = table.listeners.len() + table.routes.len() + table.backends.len();
-    (named + endpoints(table)) as u64
+    (named + endpoints) as u64
 }
 
-fn endpoints(table: &RoutingTable) -> usize {
-    table.backends.iter().map(|backend| backend.endpoints.len()).sum()
-}
-
-/// The counters of one worker.
-fn counters(table: &RoutingTable) -> u64 {
-    Counters::bytes(table.listeners.len(), table.routes.len(), endpoints(table)) as u64
+/// The ids of listeners, routes and endpoints are below these.
+fn ids(table: &RoutingTable) -> [usize; 3] {
+    let listeners = table.listeners.iter().map(|listener| listener.id.index()).max();
+    let routes = table.routes.iter().map(|route| route.id.index()).max();
+    let endpoints = table.backends.iter().flat_map(|backend| &backend.endpoints);
+    let endpoints = endpoints.map(|endpoint| endpoint.id.index()).max();
+    [listeners, routes, endpoints].map(|last| last.map_or(0, |last| last + 1))
 }
 
 /// Whether workers look into bytes of some clients.
@@ -95,25 +152,16 @@ fn reads(table: &RoutingTable) -> bool {
     socket || listener || backend
 }
 
-/// The most sessions that speak TLS with the gateway at one time, on at least one side. `places`:
-/// in the tables of all workers.
-fn with_tls(table: &RoutingTable, places: u64) -> u64 {
-    if table.backends.iter().any(|backend| backend.tls.is_some()) {
-        return places;
-    }
-    let ends = table.listeners.iter().filter(|listener| listener.tls.is_some());
-    ends.map(|listener| most_sessions(listener, places)).sum::<u64>().min(places)
-}
-
-/// The most sessions of a listener. Beside `max_sessions`, as many may be ending.
-fn most_sessions(listener: &Listener, places: u64) -> u64 {
+/// The most sessions of a listener. Beside `max_sessions`, as many may be ending. `u64::MAX`: the
+/// listener has no limit of its own.
+fn most_sessions(listener: &Listener) -> u64 {
     let by_count = match listener.max_sessions {
-        0 => places,
+        0 => u64::MAX,
         most => u64::from(most) + u64::from(most.max(ENDING)),
     };
     let by_limit = listener.limit.as_deref().filter(|limit| limit.sessions != NO_LIMIT);
-    let by_limit = by_limit.map_or(places, |limit: &Limit| limit.sessions.into());
-    by_count.min(by_limit).min(places)
+    let by_limit = by_limit.map_or(u64::MAX, |limit: &Limit| limit.sessions.into());
+    by_count.min(by_limit)
 }
 
 fn of_sources(table: &RoutingTable) -> u64 {
@@ -128,6 +176,7 @@ mod tests {
     use config_sync::compile::compile;
     use config_sync::compile::names::Names;
     use config_sync::machine::Machine;
+    use config_sync::table::routing::ListenerId;
     use config_sync::table::terminator::{Certificates, Terminator};
     use rustls::ServerConfig;
     use rustls::crypto::aws_lc_rs::default_provider;
@@ -167,8 +216,14 @@ mod tests {
         Arc::new(Terminator { config, certificates, client_auth: false, lists_end: None })
     }
 
+    fn noted(table: &RoutingTable) -> Start {
+        let mut start = Start::default();
+        start.note(table);
+        start
+    }
+
     fn bytes(limits: &Limits, table: &RoutingTable) -> u64 {
-        most(Start { anonymous: 10 << 20, sources: 0, queues: 0 }, 2, limits, table)
+        most(&Start { anonymous: 10 << 20, ..noted(table) }, 2, limits)
     }
 
     #[test]
@@ -185,8 +240,8 @@ mod tests {
             let grown = (bytes(&more, &table) - least) / 2_000;
             assert!(each.contains(&grown), "{grown} bytes for one of {more:?}");
         }
-        let start = Start { anonymous: 11 << 20, ..Start::default() };
-        assert_eq!(most(start, 2, &LIMITS, &table) - least, 1 << 20);
+        let start = Start { anonymous: 11 << 20, ..noted(&table) };
+        assert_eq!(most(&start, 2, &LIMITS) - least, 1 << 20);
     }
 
     #[test]
@@ -198,10 +253,10 @@ mod tests {
         let sources = table("TCP", "limit_source = { sessions = 5 }", "");
         let room = sources.sources.as_ref().expect("records").bytes_of_memory() as u64;
         assert_eq!(bytes(&LIMITS, &sources) - bytes(&LIMITS, &plain), room);
-        let start = Start { sources: room, ..Start::default() };
+        let start = Start { sources: room, ..noted(&sources) };
         assert_eq!(
-            most(start, 2, &LIMITS, &sources),
-            most(Start::default(), 2, &LIMITS, &plain),
+            most(&start, 2, &LIMITS),
+            most(&noted(&plain), 2, &LIMITS),
             "they were there at the start"
         );
     }
@@ -209,16 +264,43 @@ mod tests {
     #[test]
     fn sessions_with_tls_are_those_that_the_listeners_let_in() {
         let all = u64::from(2 * LIMITS.sessions);
+        let with_tls = |table: &RoutingTable| noted(table).needs.with_tls(all);
         let mut table = table("TLS", "max_sessions = 100", "");
-        assert_eq!(with_tls(&table, all), 0, "TLS passes through");
+        assert_eq!(with_tls(&table), 0, "TLS passes through");
         table.listeners[0].tls = Some(terminator());
-        assert_eq!(with_tls(&table, all), 200);
+        assert_eq!(with_tls(&table), 200);
         table.listeners[0].max_sessions = 10;
-        assert_eq!(with_tls(&table, all), 10 + u64::from(ENDING));
+        assert_eq!(with_tls(&table), 10 + u64::from(ENDING));
         table.listeners[0].max_sessions = 0;
-        assert_eq!(with_tls(&table, all), all);
+        assert_eq!(with_tls(&table), all);
         let without = bytes(&Limits { sessions: 999, ..LIMITS }, &table);
         let one_more = bytes(&LIMITS, &table) - without;
         assert!(one_more > 2 * of_tls() as u64, "each session of both workers may speak TLS");
+    }
+
+    #[test]
+    fn what_a_table_before_needed_stays_in_the_bound() {
+        let (mut ends, plain) = (table("TLS", "max_sessions = 100", ""), table("TCP", "", ""));
+        ends.listeners[0].tls = Some(terminator());
+        let mut start = noted(&ends);
+        let before = most(&start, 2, &LIMITS);
+        assert!(before > most(&noted(&plain), 2, &LIMITS) + 200 * of_tls() as u64);
+        // Its sessions live on, and its counters stay.
+        start.note(&plain);
+        start.note(&RoutingTable::empty());
+        assert_eq!(most(&start, 2, &LIMITS), before);
+        ends.listeners[0].max_sessions = 10;
+        start.note(&ends);
+        assert_eq!(most(&start, 2, &LIMITS), before);
+        // Another listener has its sessions beside them.
+        ends.listeners[0].id = ListenerId(1);
+        start.note(&ends);
+        let more = u64::from(10 + ENDING) * of_tls() as u64;
+        assert_eq!(most(&start, 2, &LIMITS) - before, more);
+        // A higher id needs more counters.
+        ends.listeners[0].id = ListenerId(63);
+        start.note(&ends);
+        let counters = 2 * (Counters::bytes(64, 0, 0) - Counters::bytes(1, 0, 0)) as u64;
+        assert_eq!(most(&start, 2, &LIMITS) - before, 2 * more + counters);
     }
 }

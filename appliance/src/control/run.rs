@@ -228,6 +228,9 @@ impl Control {
         if let Some(in_force) = self.sync.in_force() {
             self.log.sample(&in_force.config.access_log.sample);
         }
+        if let (Some(start), Some(whole)) = (&mut *self.board.start.lock(), self.sync.whole()) {
+            start.note(whole);
+        }
         let mut board = self.board.latest();
         board.reloads_ok = self.sync.reloads_ok();
         let (failed, why) = (self.sync.reloads_failed(), self.sync.last_error());

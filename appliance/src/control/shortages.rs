@@ -3,11 +3,10 @@
 
 use std::time::Duration;
 
-use config_sync::table::routing::{Limits, Protocol, RoutingTable};
+use config_sync::table::routing::Limits;
 use tokio::time::Instant;
 
 use crate::stats::counters::Counters;
-use crate::stats::records::CloseReason;
 
 /// A shortage is over when nothing has been refused for its sake for so long. In a flood, the log
 /// has two lines in place of two a second.
@@ -56,11 +55,10 @@ impl Shortages {
     pub fn look<'c>(
         &mut self,
         workers: impl Iterator<Item = &'c Counters>,
-        table: &RoutingTable,
         limits: Limits,
         now: Instant,
     ) {
-        let reached = reached(workers, table);
+        let reached = reached(workers);
         for ((shortage, of), reached) in self.0.iter_mut().zip(ALL).zip(reached) {
             match shortage.look(reached, now) {
                 Some(News::Begins) => tracing::warn!("overload: {}", of.says(limits)),
@@ -76,8 +74,7 @@ impl Shortages {
 }
 
 impl Shortage {
-    /// `reached`: how often the limit has been reached so far. It is less than before if a listener
-    /// has left.
+    /// `reached`: how often the limit has been reached so far.
     fn look(&mut self, reached: u64, now: Instant) -> Option<News> {
         let times = reached.saturating_sub(std::mem::replace(&mut self.reached, reached));
         match &mut self.lasts {
@@ -112,9 +109,10 @@ impl Of {
     fn says(self, limits: Limits) -> String {
         let Limits { sessions, flows, buffers, .. } = limits;
         match self {
-            Self::Files => "no file was left, or no memory for one, so workers pause before they \
-                            accept the next session; those that live go on (LimitNOFILE= of the \
-                            service, ulimit -n)"
+            Self::Files => "no file was left, or no memory for one: workers pause before they \
+                            accept the next session, and what gets no socket to its endpoint is \
+                            refused (local_limit); sessions and flows that live go on \
+                            (LimitNOFILE= of the service, ulimit -n)"
                 .to_owned(),
             Self::Sessions => format!(
                 "the session table of a worker is full (limits.sessions = {sessions}); new \
@@ -132,32 +130,21 @@ impl Of {
     }
 }
 
-/// How often each limit has been reached, over all workers, in the order of `ALL`.
-fn reached<'c>(
-    workers: impl Iterator<Item = &'c Counters>,
-    table: &RoutingTable,
-) -> [u64; ALL.len()] {
-    const FULL: usize = CloseReason::SessionLimit as usize;
+/// How often each limit has been reached, over all workers, in the order of `ALL`. The counters are
+/// the workers' own: those of listeners come and go with the table.
+fn reached<'c>(workers: impl Iterator<Item = &'c Counters>) -> [u64; ALL.len()] {
     let [mut files, mut sessions, mut flows, mut buffers] = [0; ALL.len()];
     for worker in workers {
-        files += worker.accept_pauses.get();
+        files += worker.accept_pauses.get() + worker.file_shortages.get();
+        sessions += worker.session_shortages.get();
+        flows += worker.flow_shortages.get();
         buffers += worker.buffer_shortages.get();
-        sessions += worker.unmatched[FULL].get();
-        for listener in &table.listeners {
-            let refused = worker.listener(listener.id).refused[FULL].get();
-            match listener.protocol {
-                Protocol::Udp => flows += refused,
-                Protocol::Tcp | Protocol::Tls => sessions += refused,
-            }
-        }
     }
     [files, sessions, flows, buffers]
 }
 
 #[cfg(test)]
 mod tests {
-    use config_sync::table::routing::{ListenerId, RoutingTable};
-
     use super::*;
 
     #[test]
@@ -173,21 +160,20 @@ mod tests {
         assert_eq!(look(10, 18), None);
         assert_eq!(look(10, 19), Some(News::IsOver(Duration::from_secs(8), 10)));
         assert_eq!(look(10, 40), None);
-        // A listener has left, with its counts.
-        assert_eq!(look(4, 41), None);
-        assert_eq!(look(5, 42), Some(News::Begins));
-        assert_eq!(look(5, 52), Some(News::IsOver(Duration::ZERO, 1)));
+        assert_eq!(look(11, 42), Some(News::Begins));
+        assert_eq!(look(11, 52), Some(News::IsOver(Duration::ZERO, 1)));
     }
 
     #[test]
     fn each_limit_has_its_counters() {
-        let (workers, table) = ([Counters::new(), Counters::new()], RoutingTable::empty());
-        let reached = |table: &RoutingTable| reached(workers.iter(), table);
+        let workers = [Counters::new(), Counters::new()];
         workers[0].accept_pauses.add(2);
-        workers[1].buffer_shortages.add(3);
-        workers[1].unmatched[CloseReason::SessionLimit as usize].add(4);
-        workers[0].listener(ListenerId(0)).refused[CloseReason::SessionLimit as usize].add(5);
-        assert_eq!(reached(&table), [2, 4, 0, 3], "of a table without listeners");
+        workers[1].file_shortages.add(3);
+        workers[0].session_shortages.add(4);
+        workers[1].session_shortages.add(5);
+        workers[0].flow_shortages.add(6);
+        workers[1].buffer_shortages.add(7);
+        assert_eq!(reached(workers.iter()), [5, 9, 6, 7]);
         let limits = Limits { sessions: 11, flows: 12, buffers: 13, ..Limits::default() };
         let says = ALL.map(|of| of.says(limits));
         for (text, number) in says[1..].iter().zip(["= 11)", "= 12)", "= 13)"]) {

@@ -1,4 +1,4 @@
-//! Sizes of what stands on the heap, for bounds of memory.
+//! Sizes of what stands on the heap, for the most memory that a worker may use.
 
 /// The longest server name, in bytes (RFC 1035, section 2.3.4).
 pub const SERVER_NAME: usize = 253;

@@ -1,6 +1,7 @@
 //! The most memory that the sessions and flows of a worker may come to take, computed from the
-//! sizes of what they keep. It is a bound: hardly a session keeps all that it may keep. Sockets are
-//! the kernel's memory, and no part of it.
+//! sizes of what they keep. Hardly a session keeps all that it may keep. What has no size that is
+//! known before (long chains of certificates, long subjects, many backends that failed) may come on
+//! top; `images/OPERATING.md` names that. Sockets are the kernel's memory, and no part of it.
 
 use config_sync::table::routing::Limits;
 
@@ -41,7 +42,8 @@ const ARENAS: usize = MOST_TAKES as usize * TAKEN + 3 * MOST_OUTPUT + 4 * TAKEN;
 /// The longest protocol of ALPN.
 const PROTOCOL: usize = 255;
 
-/// A client's certificate, with a subject that is longer than most.
+/// A client's certificate, with a subject that is longer than most. Not a bound: a longer subject
+/// is kept whole, and comes on top.
 const CERTIFICATE: usize = size_of::<CertificateFacts>() + 1_024;
 
 #[cfg(test)]

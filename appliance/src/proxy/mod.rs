@@ -505,6 +505,9 @@ impl Proxy {
 /// Counts and logs a client for whom there is no session.
 fn turn_away(core: &mut Core, record: SessionRecord) {
     if let Some(reason) = record.reason {
+        if reason == CloseReason::SessionLimit {
+            core.counters.session_shortages.add(1);
+        }
         match record.listener.map(|listener| core.counters.listener(listener)) {
             Some(counters) => {
                 counters.opened.add(1);

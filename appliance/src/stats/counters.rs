@@ -31,6 +31,12 @@ pub struct Counters {
     pub rearms: Counter,
     /// Receives that ended because no buffer was free.
     pub buffer_shortages: Counter,
+    /// Sockets of sessions and flows to their endpoints for which no file was left.
+    pub file_shortages: Counter,
+    /// Sessions that were refused because the session table was full.
+    pub session_shortages: Counter,
+    /// New flows that were refused because the flow table was full.
+    pub flow_shortages: Counter,
     /// Times that a direction of a TCP session had to wait for bytes that a limit allows.
     pub byte_delays: Counter,
     /// The control thread's word: 1 while nothing new may begin, because the memory is nearly used
@@ -247,6 +253,9 @@ impl Counters {
             unpaced: Counter::default(),
             streams: Counter::default(),
             buffer_shortages: Counter::default(),
+            file_shortages: Counter::default(),
+            session_shortages: Counter::default(),
+            flow_shortages: Counter::default(),
             byte_delays: Counter::default(),
             overloaded: Counter::default(),
             buffers_free: Counter::default(),

@@ -50,7 +50,8 @@ pub struct Board {
     pub hides: AtomicBool,
     /// What was read last. `None`: the memory has no limit.
     pub memory: Mutex<Option<Reading>>,
-    /// What the process used at its start. `None`: the kernel does not tell.
+    /// What the process used at its start, and what tables have needed since. `None`: the kernel
+    /// does not tell.
     pub start: Mutex<Option<Start>>,
     /// No session will begin after the grace, or none does now.
     pub draining: AtomicBool,

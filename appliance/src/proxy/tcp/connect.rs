@@ -122,6 +122,9 @@ impl Session {
 
     pub fn connect_failed(&mut self, core: &mut Core, why: Why) {
         let State::Connecting(mut next) = self.state else { return };
+        if why == Why::NoFiles {
+            core.counters.file_shortages.add(1);
+        }
         let given_up = next.given_up.take();
         let detail = match why {
             Why::Abandoned => self.detail.take().map(|detail| *detail),

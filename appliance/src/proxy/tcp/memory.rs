@@ -30,7 +30,7 @@ pub const fn of_session(reads: bool) -> usize {
         + 4 * size_of::<(Token, Side, Postponed)>();
     // In the line of a limit that delays, or of endpoints that are full.
     let waits = block(Held::MOST) + 8 * size_of::<Token>();
-    // Backends that had no endpoint for it. A route has hardly more.
+    // Backends that had no endpoint for it. Not a bound: a route may have more, which come on top.
     let failed = block(16 * size_of::<BackendId>());
     let ends =
         block(size_of::<Ending>()) + block(size_of::<Connecting>()) + block(size_of::<Detail>());
@@ -57,5 +57,6 @@ pub const fn of_tls() -> usize {
 
 /// The memory that rustls has for one connection, within the handshake and after it. Measured: a
 /// client's handshake takes 9.7 KB at the most (`allocation.rs`), and what aws-lc has is not in
-/// that. 800 sessions that had done theirs took 4.4 KiB each, whole.
+/// that. 800 sessions that had done theirs took 4.4 KiB each, whole. Not a bound: long chains of
+/// certificates, the gateway's or a peer's, come on top.
 pub const RUSTLS: usize = 16 * 1024;

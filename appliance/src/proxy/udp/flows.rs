@@ -443,6 +443,7 @@ impl Flows {
             return Err(OVERLOAD);
         }
         if self.flows.is_full() {
+            core.counters.flow_shortages.add(1);
             return Err(FLOW_LIMIT);
         }
         if !core.places.enter(listener) {

@@ -127,7 +127,11 @@ impl Flows {
                     core.counters.port_shortages.add(1);
                 }
             }
-            Why::NoFiles | Why::NoMemory => self.shortage_until = core.now + SHORTAGE,
+            Why::NoFiles => {
+                self.shortage_until = core.now + SHORTAGE;
+                core.counters.file_shortages.add(1);
+            }
+            Why::NoMemory => self.shortage_until = core.now + SHORTAGE,
             _ => {}
         }
     }

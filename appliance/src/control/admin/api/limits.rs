@@ -112,7 +112,8 @@ fn rows(api: &Api, Parts { in_force, table, names, .. }: &Parts) -> Vec<Row> {
     let mut rows: Vec<_> =
         each.flat_map(|(at, of)| of_worker(at, of, (limits, asked), &by_protocol)).collect();
     if let Some((open, most)) = process::files() {
-        let reached = workers.iter().map(|of| of.accept_pauses.get()).sum();
+        let reached = |of: &&Counters| of.accept_pauses.get() + of.file_shortages.get();
+        let reached = workers.iter().map(reached).sum();
         let set_by = "the limit of open files (LimitNOFILE= of the service, ulimit -n)";
         rows.push(Row { reached: Some(reached), ..Row::new("files", open, most, set_by) });
     }
@@ -121,7 +122,7 @@ fn rows(api: &Api, Parts { in_force, table, names, .. }: &Parts) -> Vec<Row> {
         let reached = Some(refused_for(CloseReason::Overload, &workers, &by_protocol.concat()));
         rows.push(Row { reached, ..Row::new("memory", used, most, set_by) });
     }
-    rows.extend(of_process(api, table, workers.len()));
+    rows.extend(of_process(api, workers.len()));
     for listener in &table.listeners {
         let taken = listener.taken.as_ref();
         rows.extend(taken.map(|taken| of_listener(listener, taken, &workers)));
@@ -179,9 +180,9 @@ fn of_worker(
 
 /// The memory of the process itself, and the most that it may come to be. Nothing is refused for
 /// it: the other limits keep the process below.
-fn of_process(api: &Api, table: &RoutingTable, workers: usize) -> Option<Row> {
-    let start = (*api.board.start.lock())?;
-    let Reading { used, most } = own_memory::read(start, workers, &api.board.limits(), table)?;
+fn of_process(api: &Api, workers: usize) -> Option<Row> {
+    let start = api.board.start.lock().clone()?;
+    let Reading { used, most } = own_memory::read(&start, workers, &api.board.limits())?;
     let set_by = "computed of the limits of all workers, the listeners' max_sessions and more";
     Some(Row::new("own_memory", used, most, set_by))
 }
