@@ -25,13 +25,13 @@ impl Kernel {
     }
 
     /// What has stopped by itself goes on: at once, or, where the machine lacked something, soon.
-    /// What accepts one connection at a time goes on when a limit has a place. `is_deaf`,
-    /// `may_halt`: flows are on their way to another process, so clients are not heard, and sockets
-    /// of flows may wait.
-    pub fn check_armed(&self, is_deaf: bool, may_halt: bool) {
+    /// What accepts one connection at a time goes on when a limit has a place, and so does what is
+    /// to do so from now on (`delaying`). `is_deaf`, `may_halt`: flows are on their way to another
+    /// process, so clients are not heard, and sockets of flows may wait.
+    pub fn check_armed(&self, delaying: &BTreeSet<SocketId>, is_deaf: bool, may_halt: bool) {
         for (id, socket) in self.listening.iter().filter(|(_, s)| !s.ending && !s.released) {
             let resting = self.now < socket.stopped + LONGEST_PAUSE;
-            let waits = socket.one || is_deaf;
+            let waits = socket.one || delaying.contains(id) || is_deaf;
             assert!(socket.armed || waits || resting, "stopped for good: {id:?}");
         }
         for upstream in self.upstreams.values() {

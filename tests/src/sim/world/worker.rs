@@ -1,5 +1,8 @@
 //! The worker's loop.
 
+use std::collections::BTreeSet;
+
+use config_sync::table::routing::{Socket, SocketId};
 use ringway::contract::Event;
 use ringway::proxy::table_queue::Step;
 
@@ -134,10 +137,22 @@ impl World {
         if self.tables.is_empty() {
             let moves = &self.check.moves;
             let is_deaf = moves.hearing != Hearing::Hears;
-            self.kernel.check_armed(is_deaf, moves.may_pause(self.kernel.now));
+            let may_halt = moves.may_pause(self.kernel.now);
+            self.kernel.check_armed(&self.delaying(), is_deaf, may_halt);
             self.kernel.check_listening(&self.in_force, &self.leaving);
             self.kernel.check_promoted();
         }
+    }
+
+    /// Sockets of listeners that delay clients over their limit, in the latest table.
+    fn delaying(&self) -> BTreeSet<SocketId> {
+        let Some(table) = &self.latest else { return BTreeSet::new() };
+        let delays = |socket: &&Socket| {
+            let listener = socket.listeners.any().filter(|_| !socket.reads_hello);
+            let limit = listener.and_then(|at| table.listeners[at].limit.as_ref());
+            limit.is_some_and(|limit| limit.delays)
+        };
+        table.sockets.iter().filter(delays).map(|socket| socket.id).collect()
     }
 
     fn read_records(&mut self) {
