@@ -61,8 +61,8 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "retry-with-a-clients-bytes",
         file: "tcp/retry.rs",
-        find: "up.is_untouched() && down.has_brought_nothing()",
-        replace: "down.has_brought_nothing()",
+        find: "let is_silent = up.has_brought_nothing() && !up.is_ending()",
+        replace: "let is_silent = !up.is_ending()",
     },
     Mutant {
         name: "leak-on-cancel",
