@@ -76,7 +76,11 @@ pub fn udp_from(source: &str, to: SocketAddr) -> UdpSocket {
 pub fn exchange(address: SocketAddr, bytes: &[u8]) -> std::io::Result<Vec<u8>> {
     let mut stream = try_connect(address)?;
     stream.write_all(bytes)?;
-    stream.shutdown(Shutdown::Write)?;
+    match stream.shutdown(Shutdown::Write) {
+        // A reset has come already: reading tells.
+        Err(error) if error.kind() == ErrorKind::NotConnected => (),
+        ended => ended?,
+    }
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer)?;
     Ok(answer)
