@@ -522,6 +522,17 @@ fn the_log_says_at_both_ends_that_tables_and_buffers_are_full() {
         ["sessions", "flows", "buffers"].map(over) == [1; 3]
     });
     assert_eq!([full("session"), full("flow")], [1, 1]);
+    let metrics = gateway.metrics();
+    let counted = |of| metrics.value("ringway_shortages_total", &[("of", of)]);
+    let [sessions, flows] = ["sessions", "flows"].map(counted);
+    let buffers = metrics.value("ringway_buffer_shortages_total", &[]);
+    assert!(sessions > 0 && flows > 0 && buffers > 0, "{sessions} {flows} {buffers}");
+    // The rows of `ringway limits` count the same.
+    let limits = gateway.asks(&["limits"]);
+    let rows = limits.as_array().expect("a list");
+    let reached = |limit: &str| rows.iter().find(|row| row["limit"] == limit)?["reached"].as_u64();
+    let rows = ["sessions", "flows", "buffers"].map(reached);
+    assert_eq!(rows, [sessions, flows, buffers].map(Some));
 }
 
 /// Near the limit of a table, a gateway tells load balancers, and goes on serving.

@@ -156,8 +156,7 @@ pub(super) const METRICS: &[Metric] = &[
         "ringway_connections_aborted_total",
         Counter,
         &[],
-        "TCP connections that their client reset before they could be looked at: not accepted, \
-         not logged.",
+        "TCP connections that their client reset before they were accepted: not logged.",
     ),
     metric(
         "ringway_accept_pauses_total",
@@ -187,8 +186,7 @@ pub(super) const METRICS: &[Metric] = &[
         "ringway_unpaced_total",
         Counter,
         &[],
-        "Connections with bulk to a near peer whose congestion control was changed to one that \
-         does not pace.",
+        "Connections with bulk to a near peer that got a congestion control without pacing.",
     ),
     metric(
         "ringway_streams_total",
@@ -207,6 +205,12 @@ pub(super) const METRICS: &[Metric] = &[
         Counter,
         &[],
         "Times that a receive ended because no buffer was free.",
+    ),
+    metric(
+        "ringway_shortages_total",
+        Counter,
+        &["of"],
+        "Refused because no file was left for a socket, or a worker's table was full.",
     ),
     metric(
         "ringway_pipe_shortages_total",
@@ -396,8 +400,7 @@ pub(super) const METRICS: &[Metric] = &[
         "ringway_sessions_refused_total",
         Counter,
         LISTENER_REASON,
-        "TCP sessions that ended before they had an endpoint, by reason; without a listener where \
-         none was found.",
+        "TCP sessions that ended before they had an endpoint. No listener: none was found.",
     ),
     metric("ringway_flows_created_total", Counter, LISTENER, "UDP flows begun."),
     metric("ringway_flows_active", Gauge, LISTENER, "UDP flows alive."),

@@ -118,6 +118,12 @@ impl Scrape<'_> {
         page.set("ringway_admin_requests_refused_total", &[], self.requests_refused);
         let records = self.sum(|worker| &worker.records_dropped);
         page.set(dropped, &[("reason", "channel_full")], records);
+        let shortage = |of, pick: fn(&Counters) -> &Counter| {
+            page.set("ringway_shortages_total", &[("of", of)], self.sum(pick));
+        };
+        shortage("files", |worker| &worker.file_shortages);
+        shortage("sessions", |worker| &worker.session_shortages);
+        shortage("flows", |worker| &worker.flow_shortages);
         let total = |name, pick: fn(&Counters) -> &Counter| page.set(name, &[], self.sum(pick));
         total("ringway_connections_accepted_total", |worker| &worker.accepted);
         total("ringway_connections_aborted_total", |worker| &worker.aborted);

@@ -9,7 +9,7 @@ use config_sync::compile::names::Names;
 use config_sync::table::limit::Limit;
 use config_sync::table::load::{NO_LIMIT, Taken};
 use config_sync::table::routing::{
-    Limits, Listener, ListenerId, MAX_ENDPOINTS, MAX_LISTENERS, Protocol, RoutingTable,
+    Limits, Listener, ListenerId, MAX_ENDPOINTS, MAX_LISTENERS, RoutingTable,
 };
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -20,7 +20,7 @@ use crate::control::limited::{Whose, limited};
 use crate::control::memory::Reading;
 use crate::control::metrics::process;
 use crate::control::own_memory;
-use crate::stats::counters::Counters;
+use crate::stats::counters::{Counter, Counters};
 use crate::stats::records::CloseReason;
 
 pub fn operations() -> Vec<Operation> {
@@ -101,16 +101,9 @@ fn rows(api: &Api, Parts { in_force, table, names, .. }: &Parts) -> Vec<Row> {
     let (limits, asked) = (api.board.limits(), api.board.asked);
     let ids: BTreeMap<&str, ListenerId> = names.listeners().map(|(id, name)| (name, id)).collect();
     let in_force = in_force.config.listeners.iter();
-    let listeners: Vec<_> =
-        in_force.filter_map(|of| Some((*ids.get(&*of.name.value)?, of))).collect();
-    let of = |is_udp: bool| {
-        let all = listeners.iter().filter(|(_, of)| (of.protocol == Protocol::Udp) == is_udp);
-        all.map(|(id, _)| *id).collect::<Vec<_>>()
-    };
-    let by_protocol = [of(false), of(true)];
+    let listeners: Vec<_> = in_force.filter_map(|of| ids.get(&*of.name.value).copied()).collect();
     let each = workers.iter().enumerate();
-    let mut rows: Vec<_> =
-        each.flat_map(|(at, of)| of_worker(at, of, (limits, asked), &by_protocol)).collect();
+    let mut rows: Vec<_> = each.flat_map(|(at, of)| of_worker(at, of, (limits, asked))).collect();
     if let Some((open, most)) = process::files() {
         let reached = |of: &&Counters| of.accept_pauses.get() + of.file_shortages.get();
         let reached = workers.iter().map(reached).sum();
@@ -119,7 +112,7 @@ fn rows(api: &Api, Parts { in_force, table, names, .. }: &Parts) -> Vec<Row> {
     }
     if let Some(Reading { used, most }) = *api.board.memory.lock() {
         let set_by = "the cgroup's memory.max or memory.high";
-        let reached = Some(refused_for(CloseReason::Overload, &workers, &by_protocol.concat()));
+        let reached = Some(refused_for(CloseReason::Overload, &workers, &listeners));
         rows.push(Row { reached, ..Row::new("memory", used, most, set_by) });
     }
     rows.extend(of_process(api, workers.len()));
@@ -129,52 +122,27 @@ fn rows(api: &Api, Parts { in_force, table, names, .. }: &Parts) -> Vec<Row> {
     }
     rows.extend(of_backends(table));
     rows.extend(limited(table).filter_map(|(whose, limit)| of_limit(&whose, limit)));
-    rows.extend(of_sources(table, &workers, &by_protocol.concat()));
+    rows.extend(of_sources(table, &workers, &listeners));
     rows.extend(of_ids(names));
     rows.sort_by(|one, other| other.full.total_cmp(&one.full));
     rows
 }
 
-fn of_worker(
-    at: usize,
-    worker: &Counters,
-    (limits, asked): (Limits, Limits),
-    [listeners, udp]: &[Vec<ListenerId>; 2],
-) -> [Row; 4] {
-    let reason = CloseReason::SessionLimit as usize;
-    let refused = |of: &[ListenerId]| -> u64 {
-        of.iter().map(|id| worker.listener(*id).refused[reason].get()).sum()
+fn of_worker(at: usize, worker: &Counters, (limits, asked): (Limits, Limits)) -> [Row; 4] {
+    let row = |limit, used, size: fn(Limits) -> u64, reached: &Counter| {
+        let how = if size(asked) == 0 { ", automatic" } else { "" };
+        let row = Row::new(limit, used, size(limits), format!("limits.{limit}{how}"));
+        let (of, reached) = (Some(format!("worker {at}")), Some(reached.get()));
+        Row { of, worker: Some(at), reached, ..row }
     };
-    let row = |limit, used: u64, capacity: u64, asked: u64, reached: Option<u64>| {
-        let how = if asked == 0 { ", automatic" } else { "" };
-        let row = Row::new(limit, used, capacity, format!("limits.{limit}{how}"));
-        Row { of: Some(format!("worker {at}")), worker: Some(at), reached, ..row }
-    };
-    let buffers = u64::from(limits.buffers);
-    let taken = buffers.saturating_sub(worker.buffers_free.get());
+    let (sessions, flows) = (worker.sessions.get(), worker.flows.get());
+    let buffers = u64::from(limits.buffers).saturating_sub(worker.buffers_free.get());
+    let pipes = worker.pipes_used.get();
     [
-        row(
-            "sessions",
-            worker.sessions.get(),
-            limits.sessions.into(),
-            asked.sessions.into(),
-            Some(refused(listeners) + worker.unmatched[reason].get()),
-        ),
-        row(
-            "flows",
-            worker.flows.get(),
-            limits.flows.into(),
-            asked.flows.into(),
-            Some(refused(udp)),
-        ),
-        row("buffers", taken, buffers, asked.buffers.into(), Some(worker.buffer_shortages.get())),
-        row(
-            "pipes",
-            worker.pipes_used.get(),
-            limits.pipes.into(),
-            asked.pipes.into(),
-            Some(worker.pipe_shortages.get()),
-        ),
+        row("sessions", sessions, |of| of.sessions.into(), &worker.session_shortages),
+        row("flows", flows, |of| of.flows.into(), &worker.flow_shortages),
+        row("buffers", buffers, |of| of.buffers.into(), &worker.buffer_shortages),
+        row("pipes", pipes, |of| of.pipes.into(), &worker.pipe_shortages),
     ]
 }
 
@@ -290,13 +258,13 @@ mod tests {
         let limits = Limits { sessions: 8, flows: 4, buffers: 16, pipes: 2, ..asked };
         worker.sessions.set(6);
         worker.buffers_free.set(12);
-        worker.listener(ListenerId(3)).refused[CloseReason::SessionLimit as usize].add(5);
-        worker.unmatched[CloseReason::SessionLimit as usize].add(1);
-        let [sessions, flows, buffers, pipes] =
-            of_worker(1, &worker, (limits, asked), &[vec![ListenerId(3)], Vec::new()]);
+        worker.session_shortages.add(6);
+        worker.flow_shortages.add(5);
+        let [sessions, flows, buffers, pipes] = of_worker(1, &worker, (limits, asked));
         assert_eq!((sessions.used, sessions.capacity, sessions.reached), (6, 8, Some(6)));
         assert_eq!((sessions.full, &*sessions.set_by), (0.75, "limits.sessions"));
-        assert_eq!((flows.used, flows.capacity, &*flows.set_by), (0, 4, "limits.flows, automatic"));
+        assert_eq!((flows.used, flows.capacity, flows.reached), (0, 4, Some(5)));
+        assert_eq!(&*flows.set_by, "limits.flows, automatic");
         assert_eq!((buffers.used, buffers.capacity), (4, 16));
         assert_eq!((pipes.used, pipes.capacity, pipes.of.as_deref()), (0, 2, Some("worker 1")));
     }
