@@ -162,6 +162,32 @@ fn sources_have_so_many_flows() {
     assert!(has_answer(&clients[3]));
 }
 
+/// Sessions of TCP and flows of UDP take the places of one limit.
+#[test]
+fn listeners_share_what_a_source_may_have() {
+    let (tcp, udp) = (Server::tcp(echo), Server::udp_echo());
+    let (streams, datagrams) = (free_address(), free_address());
+    let shared = |most: u32| format!("limit_source = {{ shared = \"all\", sessions = {most} }}");
+    let config = listener("tcp", "TCP", streams, &shared(3))
+        + &listener("udp", "UDP", datagrams, &shared(4))
+        + &route("tcp", "tcp", &[("tcp", 1)], "")
+        + &route("udp", "udp", &[("udp", 1)], "")
+        + &backend("tcp", [tcp.address], "")
+        + &backend("udp", [udp.address], "");
+    let _gateway = Gateway::start(&config);
+    let client = |source: &str| udp_from(source, datagrams);
+    let flows = [client("127.0.0.1"), client("127.0.0.1")];
+    assert!(flows.iter().all(has_answer));
+    let held = served("127.0.0.1", streams, "");
+    assert!(held.is_some(), "the third place");
+    assert!(served("127.0.0.1", streams, "").is_none(), "TCP lets no more than three in");
+    assert!(has_answer(&client("127.0.0.1")), "UDP lets four in");
+    assert!(!has_answer(&client("127.0.0.1")));
+    assert!(served("127.0.0.2", streams, "").is_some(), "another source has its own");
+    drop(held);
+    wait_until("the place of the session is free for a flow", || has_answer(&client("127.0.0.1")));
+}
+
 #[test]
 fn sources_send_so_many_datagrams_in_a_second() {
     few_datagrams("limit_source = { datagrams_per_second = 10 }", "");

@@ -149,6 +149,12 @@ impl Held {
         if self.is_empty() && limit.is_none() {
             return Ok(());
         }
+        let earlier = self.0.as_mut().and_then(|held| held.of_source.as_mut());
+        if let (Some(limit), Some(earlier)) = (limit, earlier)
+            && limit.shares(earlier, client)
+        {
+            return Ok(());
+        }
         let place = limit.map(|limit| limit.place(client, now)).transpose()?;
         self.put_source(place.flatten());
         Ok(())
@@ -396,6 +402,7 @@ mod tests {
     use std::sync::atomic::Ordering::Relaxed;
 
     use config_sync::table::routing::Limits;
+    use config_sync::table::source_limit::SourceRecords;
 
     use super::*;
     use crate::stats::counters::Counters;
@@ -459,6 +466,24 @@ mod tests {
         assert_eq!(held.enter(Scope::Backend, None, 0), Ok(()));
         drop(guest);
         assert_eq!([taken(&full), taken(&free)], [0, 0]);
+    }
+
+    /// A flow that goes to another route of the same limit has the last place of its source.
+    #[test]
+    fn a_source_keeps_its_place_where_the_next_route_shares_the_limit() {
+        let records = Arc::new(SourceRecords::new(64, 1));
+        let nothing = |key| SourceLimit::nothing(key, Arc::clone(&records));
+        let [one, same, other] = [1, 1, 2].map(|key| SourceLimit { sessions: 1, ..nothing(key) });
+        let client = IpAddr::from([192, 0, 2, 1]);
+        let mut held = Held::default();
+        assert_eq!(held.enter_source(Some(&one), client, 0), Ok(()));
+        assert_eq!(held.enter_source(Some(&same), client, 0), Ok(()));
+        assert_eq!(records.sessions(), 1);
+        assert_eq!(Held::default().enter_source(Some(&one), client, 0), Err(OverLimit));
+        assert_eq!(held.enter_source(Some(&other), client, 0), Ok(()));
+        assert_eq!(Held::default().enter_source(Some(&one), client, 0), Ok(()));
+        assert_eq!(held.enter_source(None, client, 0), Ok(()));
+        assert_eq!(records.sessions(), 0);
     }
 
     /// Sessions that share a limit of bytes and always have more to move. Each wakes at its time,

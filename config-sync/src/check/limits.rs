@@ -5,6 +5,7 @@ use crate::model::config::{Broken, Config};
 use crate::model::limit::LimitOf;
 use crate::model::place::At;
 use crate::model::route::Route;
+use crate::model::source_limit::SourceLimit;
 use crate::table::routing::Protocol;
 
 impl<'c> Check<'c> {
@@ -18,15 +19,27 @@ impl<'c> Check<'c> {
         }
     }
 
-    /// A limit for datagrams is for a route of UDP listeners only.
-    pub(super) fn datagrams(&mut self, route: &Route) {
-        let limit = route.limit_source.as_ref();
-        let Some(limit) = limit.filter(|of| of.value.datagrams_per_second.is_some()) else {
-            return;
-        };
-        let mut listeners =
-            route.listeners.iter().filter_map(|name| self.listeners.get(name.value.as_str()));
-        if let Some(other) = listeners.find(|of| of.protocol != Protocol::Udp) {
+    /// A limit for datagrams is for a route of UDP listeners only. A limit that a route shares is
+    /// not the listener's too.
+    pub(super) fn limit_source(&mut self, route: &Route) {
+        let Some(limit) = &route.limit_source else { return };
+        let names = route.listeners.iter().map(|name| name.value.as_str());
+        let listeners = names.filter_map(|name| self.listeners.get(name));
+        let shared = |of: &SourceLimit| of.shared.is_some() && of.shared == limit.value.shared;
+        let mut sharing =
+            listeners.clone().filter(|of| of.limit_source.as_ref().is_some_and(shared));
+        if let Some(listener) = sharing.next() {
+            let message = format!(
+                "shares \"{}\" with listener \"{}\" of the route, so each session would count \
+                 twice; remove one of the two, or give it another `shared`",
+                limit.value.shared.as_deref().unwrap_or_default(),
+                listener.name.value
+            );
+            self.problems.push(limit.problem(message));
+        }
+        let has_datagrams = limit.value.datagrams_per_second.is_some();
+        let mut others = listeners.filter(|of| of.protocol != Protocol::Udp);
+        if has_datagrams && let Some(other) = others.next() {
             let message = format!(
                 "has `datagrams_per_second`, and listener \"{}\" of the route is not UDP: a stream \
                  has no datagrams",

@@ -72,7 +72,7 @@ pub(crate) fn check(config: &Config, broken: &Broken) -> Vec<Problem> {
         check.references("listener", &route.listeners.iter().collect(), &listeners);
         check.references("backend", &used, &backends);
         check.hostnames(route);
-        check.datagrams(route);
+        check.limit_source(route);
         check.problems.extend(alpn::unseen(route, &check.listeners));
     }
     check.one_route_each(&config.routes);

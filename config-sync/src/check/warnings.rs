@@ -25,6 +25,7 @@ pub(crate) fn of(config: &Config, file: &str, local: &[IpAddr]) -> Vec<Problem> 
     refusing(config, &mut found);
     unchecked(config, &mut found);
     sent_nowhere(config, &mut found);
+    shared_with_none(config, &mut found);
     found.extend(circles(config, local));
     Problems::new(found).0
 }
@@ -85,6 +86,28 @@ fn sent_nowhere(config: &Config, found: &mut Vec<Problem>) {
                 "clients over `limit_source` are told to come over TCP, and no TCP listener has \
                  this address; add one, or set `slip = 0` in `dns_guard`",
             ));
+        }
+    }
+}
+
+/// Limits for sources that share a name with no other.
+fn shared_with_none(config: &Config, found: &mut Vec<Problem>) {
+    let of_listeners =
+        config.listeners.iter().filter_map(|of| Some((&of.name, of.limit_source.as_ref()?)));
+    let of_routes =
+        config.routes.iter().filter_map(|of| Some((&of.name, &of.limit_source.as_ref()?.value)));
+    let mut sharing: BTreeMap<&str, Vec<&At<String>>> = BTreeMap::new();
+    for (part, limit) in of_listeners.chain(of_routes) {
+        if let Some(name) = &limit.shared {
+            sharing.entry(name).or_default().push(part);
+        }
+    }
+    for (name, parts) in sharing {
+        if let [part] = parts[..] {
+            found.push(part.problem(format!(
+                "no other listener or route has a `limit_source` with `shared = \"{name}\"`, so \
+                 this one counts by itself; write the same name elsewhere, or remove it here"
+            )));
         }
     }
 }
@@ -327,6 +350,24 @@ mod tests {
         warned(&idle.replace("\"10.0.0.1:80\"", full), &[]);
         let empty = GOOD.replace("\"10.0.0.1:80\"", "");
         warned(&empty, &["10:8: backends[0].endpoints: names no endpoint, so all sessions"]);
+    }
+
+    #[test]
+    fn a_limit_for_sources_that_is_shared_has_another() {
+        let alone = "limit_source = { shared = \"dns\", sessions = 9 }\n[[routes]]";
+        let alone = GOOD.replace("[[routes]]", alone);
+        warned(
+            &alone,
+            &["2:8: listeners[0].name: no other listener or route has a `limit_source`"],
+        );
+        let both = alone.replacen(
+            "[[routes]]",
+            "[[listeners]]\nname = \"m\"\nprotocol = \"TCP\"\n\
+            address = \"127.0.0.1:81\"\nendpoints = [\"10.0.0.1:80\"]\n\
+            limit_source = { shared = \"dns\", sessions = 2 }\n[[routes]]",
+            1,
+        );
+        warned(&both, &[]);
     }
 
     #[test]

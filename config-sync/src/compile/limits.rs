@@ -13,36 +13,29 @@ use crate::model::source_limit;
 use crate::table::limit::Limit;
 use crate::table::load::NO_LIMIT;
 use crate::table::rate::Rate;
-use crate::table::routing::{ListenerId, Protocol, RouteId};
+use crate::table::routing::Protocol;
 use crate::table::source_limit::SourceLimit;
-
-/// Tells the keys of routes from those of listeners. Ids are below it.
-const ROUTE_SOURCES: u32 = 1 << 31;
 
 impl Compile<'_> {
     /// The limit for each source of a listener.
     pub(super) fn limit_source_of_listener(
         &mut self,
-        id: ListenerId,
         listener: &Listener,
     ) -> Option<Box<SourceLimit>> {
-        self.limit_source(id.0, listener.limit_source.as_ref())
+        self.limit_source(LimitKey::Listener, &listener.name, listener.limit_source.as_ref())
     }
 
     /// The limit for each source of a route.
-    pub(super) fn limit_source_of_route(
-        &mut self,
-        id: RouteId,
-        route: &Route,
-    ) -> Option<Box<SourceLimit>> {
+    pub(super) fn limit_source_of_route(&mut self, route: &Route) -> Option<Box<SourceLimit>> {
         let asked = route.limit_source.as_ref().map(|of| &of.value);
-        self.limit_source(ROUTE_SOURCES | id.0, asked)
+        self.limit_source(LimitKey::Route, &route.name, asked)
     }
 
-    /// `key` tells the records of this limit from those of others.
+    /// The limit for each source of a part. Parts that share a name count a source together.
     fn limit_source(
         &mut self,
-        key: u32,
+        own: impl Fn(String) -> LimitKey,
+        name: &At<String>,
         asked: Option<&source_limit::SourceLimit>,
     ) -> Option<Box<SourceLimit>> {
         let asked = asked?;
@@ -50,7 +43,9 @@ impl Compile<'_> {
         let datagrams = asked.datagrams_per_second.map(|rate| (rate, rate));
         let rate = |(per_second, burst): (u32, u32)| Rate::new(per_second.into(), burst.into());
         let bytes = asked.bytes_per_second.map(|rate| Rate::new(rate, rate));
+        let shared = asked.shared.clone().map(LimitKey::Shared);
         let records = self.names.sources();
+        let key = records.key_of(shared.unwrap_or_else(|| own(name.value.clone())));
         if bytes.is_some() {
             records.count_bytes();
         }

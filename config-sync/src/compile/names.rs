@@ -65,7 +65,7 @@ pub struct Names {
 }
 
 /// Whose limit it is.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum LimitKey {
     Process,
     Listener(String),

@@ -49,8 +49,9 @@ fn the_printed_toml_runs_as_the_objects_do() {
     for directory in directories() {
         let (objects, settings, _) = read(&directory);
         let translation = translate(&objects, &settings);
-        let table = |config: &config::Config| {
-            let table = compile(config, &mut Names::new(), 1);
+        let mut names = Names::new();
+        let mut table = |config: &config::Config| {
+            let table = compile(config, &mut names, 1);
             format!("{:?}", table.unwrap_or_else(|error| panic!("{directory:?}: {error}")))
         };
         let own = table(&translation.config);

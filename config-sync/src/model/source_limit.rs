@@ -7,6 +7,8 @@ use ipnet::IpNet;
 /// A limit for each source. `None` in a field: no limit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SourceLimit {
+    /// The limits with this name count a source together. `None`: the limit counts by itself.
+    pub shared: Option<String>,
     /// Sessions or flows.
     pub sessions: Option<u32>,
     /// New sessions or flows in a second.
@@ -46,7 +48,8 @@ impl fmt::Display for SourceLimit {
         ];
         let given =
             numbers.iter().filter_map(|(key, value)| Some(format!("{key} = {}", (*value)?)));
-        let mut keys: Vec<String> = given.collect();
+        let shared = self.shared.iter().map(|name| format!("shared = \"{name}\""));
+        let mut keys: Vec<String> = shared.chain(given).collect();
         if !self.except.is_empty() {
             let ranges: Vec<_> = self.except.iter().map(|range| format!("\"{range}\"")).collect();
             keys.push(format!("except = [{}]", ranges.join(", ")));

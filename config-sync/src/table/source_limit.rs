@@ -4,6 +4,7 @@
 //! A record has a hash of its source in place of the source. Two sources share a record if 58 bits
 //! of their hashes are equal, which nobody can bring about, because the hash has a secret key.
 
+use std::hash::Hash;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::sync::atomic::AtomicU64;
@@ -18,8 +19,9 @@ use super::rate::Rate;
 /// What each source of a listener's or a route's clients may have and do.
 #[derive(Clone, Debug)]
 pub struct SourceLimit {
-    /// Tells the records of this limit from those of others.
-    pub key: u32,
+    /// Tells the records of this limit from those of others. Limits with one key count a source
+    /// together.
+    pub key: u64,
     /// The most sessions or flows of a source; [`NO_LIMIT`].
     pub sessions: u32,
     /// New sessions or flows.
@@ -129,7 +131,7 @@ fn most_sessions(limit: u32) -> u64 {
 
 impl SourceLimit {
     /// Limits nothing, and has each address for a source.
-    pub fn nothing(key: u32, records: Arc<SourceRecords>) -> Self {
+    pub fn nothing(key: u64, records: Arc<SourceRecords>) -> Self {
         Self {
             key,
             sessions: NO_LIMIT,
@@ -180,6 +182,20 @@ impl SourceLimit {
     /// As `arrive`, and gives the place back once it is dropped.
     pub fn arriving_place(&self, client: IpAddr, now: u64) -> Option<SourcePlace> {
         self.arrive(client, now).map(|record| self.place_at(record))
+    }
+
+    /// Whether a client's place is one within this limit too, because limits with one key share
+    /// their places. If so, this limit's rates bound the client from now on.
+    pub fn shares(&self, place: &mut SourcePlace, client: IpAddr) -> bool {
+        let found = self.limited(client).and_then(|(hash, ..)| {
+            let (first, tag) = self.records.group(hash);
+            self.records.find(first, tag)
+        });
+        let is_shared = found == Some(place.record.index());
+        if is_shared {
+            (place.datagrams, place.bytes) = (self.datagrams, self.bytes);
+        }
+        is_shared
     }
 
     fn place_at(&self, record: SourceRecord) -> SourcePlace {
@@ -279,6 +295,11 @@ impl SourceRecords {
         let hasher = ahash::RandomState::with_seeds(seed, !seed, seed.rotate_left(32), 0);
         let (words, opening, datagrams) = (zeros(), zeros(), zeros());
         Self { hasher, words, opening, datagrams, bytes: OnceLock::new() }
+    }
+
+    /// The key of the limits of this name.
+    pub fn key_of(&self, name: impl Hash) -> u64 {
+        self.hasher.hash_one(name)
     }
 
     /// How much memory the records take.

@@ -7,12 +7,13 @@ use crate::model::source_limit::{MOST, MOST_EXCEPTIONS, PREFIX_V4, PREFIX_V6, So
 use crate::table::routing::Protocol;
 use crate::toml::limit::OVER;
 use crate::toml::reader::{Reader, Section, Table, any, integer, or, word};
-use crate::toml::values::range;
+use crate::toml::values::{name, range};
 
 /// Of a listener or a route.
 pub(crate) static LIMIT_SOURCE: Section = Section {
     name: "limit_source",
     keys: &[
+        any("shared"),
         any("sessions"),
         any("new_per_second"),
         any("burst"),
@@ -33,6 +34,7 @@ pub(crate) fn limit_source<'t>(
     protocol: Option<Protocol>,
 ) -> Option<SourceLimit> {
     let given = &reader.table(table, "limit_source", &LIMIT_SOURCE)?;
+    let shared = reader.get(given, "shared", name).map(|given| given.value);
     let mut number = |key| reader.get(given, key, integer(1..=MOST)).map(|given| given.value);
     let [sessions, new_per_second, burst, datagrams_per_second] =
         ["sessions", "new_per_second", "burst", "datagrams_per_second"].map(&mut number);
@@ -67,6 +69,7 @@ pub(crate) fn limit_source<'t>(
     }
     let except: Vec<IpNet> = except.into_iter().map(|range| range.value).collect();
     Some(SourceLimit {
+        shared,
         sessions,
         new_per_second,
         burst,

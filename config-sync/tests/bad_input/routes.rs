@@ -82,6 +82,24 @@ fn faults_of_limits_for_the_sources_of_a_route() {
     }
 }
 
+/// A session has a place with its listener and one with its route.
+#[test]
+fn a_route_shares_no_limit_for_sources_with_its_listener() {
+    let with = |listener: &str, route: &str| {
+        let limit = |name: &str| format!("limit_source = {{ shared = \"{name}\", sessions = 5 }}");
+        GOOD.replace("[[routes]]", &format!("{}\n[[routes]]", limit(listener)))
+            .replace("[[backends]]", &format!("{}\n[[backends]]", limit(route)))
+    };
+    assert!(load(&with("one", "other")).is_ok());
+    let problems = load(&with("one", "one")).expect_err("both share").to_string();
+    let fault =
+        "10:16: routes[0].limit_source: shares \"one\" with listener \"l\" of the route, so";
+    assert!(problems.contains(fault), "{problems}");
+    assert!(load(&with("on e", "other")).is_err_and(|faults| {
+        faults.to_string().contains("listeners[0].limit_source.shared: must be 1 to 253 of")
+    }));
+}
+
 #[test]
 fn faults_of_routes_and_their_backends() {
     let weight = |weight: &str| GOOD.replace("{ name = \"b\" }", weight);

@@ -139,7 +139,8 @@ fn limits_reach_the_table(table: &RoutingTable) {
     assert_eq!(source, Some(Rate::new(10_000, 10_000)));
     let of_route = table.routes[0].limit_source.as_deref().expect("a limit");
     assert_eq!((of_route.sessions, of_route.prefix_v4), (7, 28));
-    assert!(table.sources.is_some() && of_route.key != table.listeners[0].id.0);
+    let of_listener = table.listeners[0].limit_source.as_deref().expect("a limit");
+    assert!(table.sources.is_some() && of_route.key != of_listener.key);
     let web = table.backends.iter().find(|of| &*of.name == "web").expect("a backend");
     let loads = web.loads.iter().flatten().filter_map(|load| load.limit.as_deref());
     let rates: Vec<_> = loads.map(|limit| (limit.opening, limit.bytes)).collect();

@@ -78,7 +78,7 @@ const DENIED: [Option<&str>; 5] =
     [None, None, Some("198.18.0.16/28"), Some("198.18.0.64/26"), Some("198.18.0.0/16")];
 
 /// The sources of routes have keys from here on.
-const FIRST_ROUTE_SOURCES: u32 = 1_000;
+const FIRST_ROUTE_SOURCES: u64 = 1_000;
 
 /// Routes for some clients have ids from here on.
 pub const FIRST_SPECIAL: u32 = 100;
@@ -109,7 +109,7 @@ impl Model {
             .collect();
         let sources = Arc::new(SourceRecords::new(RECORDS, 1));
         for listener in sockets.iter_mut().flat_map(|socket| &mut socket.listeners) {
-            listener.limit_source = some_limit(rng, listener.id.0, &sources);
+            listener.limit_source = some_limit(rng, listener.id.0.into(), &sources);
             listener.route_source = some_limit(rng, 0, &sources);
         }
         let backends: Vec<_> = (0..3).map(|id| ModelBackend::random(rng, id)).collect();
@@ -189,7 +189,8 @@ impl Model {
                     for listener in &mut self.sockets[at].listeners {
                         listener.timeouts = timeouts(rng);
                         listener.max_sessions = rng.pick(&[0, 0, 2, 10]);
-                        listener.limit_source = some_limit(rng, listener.id.0, &self.sources);
+                        listener.limit_source =
+                            some_limit(rng, listener.id.0.into(), &self.sources);
                         listener.route_source = some_limit(rng, 0, &self.sources);
                         listener.denied = rng.pick(&DENIED);
                         listener.by_source ^= rng.per_mille(300);
@@ -333,7 +334,7 @@ impl Model {
 
 /// The limit for each source of a route.
 fn of_route(id: u32, limit: Option<&SourceLimit>) -> Option<Box<SourceLimit>> {
-    Some(Box::new(SourceLimit { key: FIRST_ROUTE_SOURCES + id, ..limit?.clone() }))
+    Some(Box::new(SourceLimit { key: FIRST_ROUTE_SOURCES + u64::from(id), ..limit?.clone() }))
 }
 
 /// A route to the backends from position `first`.

@@ -15,7 +15,7 @@ pub const RECORDS: usize = 64;
 /// The limit of a listener, or none.
 pub fn some_limit(
     rng: &mut Rng,
-    key: u32,
+    key: u64,
     records: &Arc<SourceRecords>,
 ) -> Option<Box<SourceLimit>> {
     if !rng.per_mille(300) {

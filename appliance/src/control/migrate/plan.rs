@@ -76,12 +76,7 @@ impl Table {
 impl Plan {
     /// A name of this kind that nothing else has: `wanted`, or that with a number behind.
     pub fn name(&mut self, kind: Kind, wanted: &str) -> String {
-        let is_of_one = |c: char| c.is_ascii_alphanumeric() || "-_./:".contains(c);
-        let mut wanted: String =
-            wanted.chars().take(200).map(|c| if is_of_one(c) { c } else { '-' }).collect();
-        if wanted.is_empty() {
-            wanted = "unnamed".to_owned();
-        }
+        let wanted = plain(wanted);
         let mut name = wanted.clone();
         for number in 2_u32.. {
             if self.names.insert((kind, name.clone())) {
@@ -115,6 +110,13 @@ impl Plan {
         }
         text
     }
+}
+
+/// A text in the form of a name.
+pub fn plain(text: &str) -> String {
+    let is_of_one = |c: char| c.is_ascii_alphanumeric() || "-_./:".contains(c);
+    let name = text.chars().take(200).map(|c| if is_of_one(c) { c } else { '-' }).collect();
+    if text.is_empty() { "unnamed".to_owned() } else { name }
 }
 
 /// Tables that are too wide for a line get a header of their own, behind all other keys.

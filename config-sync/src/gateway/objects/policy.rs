@@ -5,7 +5,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::gateway::objects::limits::{
-    EndpointLimitSettings, LimitSettings, ListenerLimitSettings, SourceLimitSettings,
+    EndpointLimitSettings, LimitSettings, ListenerLimitSettings, ListenerSourceLimitSettings,
+    SourceLimitSettings,
 };
 use crate::gateway::objects::reference::{AuthorityRef, BackendTarget, ParentRef, TargetRef};
 
@@ -100,7 +101,7 @@ pub struct ListenerSettings {
     pub max_sessions: Option<i64>,
     /// What each source of clients may have and do, over all workers of a gateway.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub limit_source: Option<SourceLimitSettings>,
+    pub limit_source: Option<ListenerSourceLimitSettings>,
     /// What all sessions or flows of this listener may have together, over all workers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<ListenerLimitSettings>,
@@ -128,9 +129,7 @@ pub struct RouteSettings {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 16))]
     pub alpn: Option<Vec<String>>,
-    /// What each source of the route's clients may have and do, over all workers of a gateway. A
-    /// route that becomes several parts, by hostnames that lead to other listeners, has as much in
-    /// each.
+    /// What each source of the route's clients may have and do, over all workers of a gateway.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit_source: Option<SourceLimitSettings>,
     /// What all sessions or flows of the route may have together, over all workers of a gateway.

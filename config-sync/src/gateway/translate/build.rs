@@ -244,7 +244,11 @@ impl<'o> Build<'_, 'o> {
         let (namespace, name) = key(&route.object.metadata);
         let own = PolicyTarget { kind: route.kind.name(), namespace, name, section: None };
         let values = self.policies.route(own);
-        let fits = |of: &SourceLimit| limit_for(of.clone(), route.kind == Kind::UdpRoute);
+        // A source counts once, however many routes the object becomes, and goes on counting when
+        // their number changes.
+        let shared = Some(config_name(&title));
+        let sources = values.limit_source.clone().map(|of| SourceLimit { shared, ..of });
+        let sources = sources.and_then(|of| limit_for(of, route.kind == Kind::UdpRoute));
         let shapes = shapes.into_iter().enumerate();
         let route = shapes.map(|(nth, ((hostnames, backends), listeners))| {
             let own = config_name(&numbered(&title, nth));
@@ -256,7 +260,7 @@ impl<'o> Build<'_, 'o> {
                 alpn: values.alpn.iter().flatten().map(|name| at(name.clone(), &own)).collect(),
                 sources: Vec::new(),
                 admission: values.admission.of(&own),
-                limit_source: values.limit_source.as_ref().and_then(fits).map(|of| at(of, &own)),
+                limit_source: sources.clone().map(|of| at(of, &own)),
                 limit: values.limit.clone().map(LimitOf::Own),
                 balance: values.balance.unwrap_or(RouteBalance::RoundRobin),
                 on_unavailable: values.on_unavailable,

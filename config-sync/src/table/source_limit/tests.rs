@@ -52,6 +52,28 @@ fn a_source_has_at_most_so_many_sessions_and_others_have_theirs() {
 }
 
 #[test]
+fn limits_with_one_key_share_a_place() {
+    let records = small();
+    let (bytes, datagrams) = (Some(Rate::new(5_000, 5_000)), Some(Rate::new(9, 9)));
+    records.count_bytes();
+    let one = SourceLimit { sessions: 1, ..limit(&records) };
+    let other = SourceLimit { sessions: 1, bytes, datagrams, ..limit(&records) };
+    let stranger = SourceLimit { key: records.key_of("another"), ..other.clone() };
+    let [client, neighbour] = ["192.0.2.1", "192.0.2.2"].map(ip);
+    let mut place = one.place(client, 0).expect("the first").expect("it is counted");
+    assert_eq!(other.place(client, 0).err(), Some(OverLimit), "it is counted together");
+    assert!(!stranger.shares(&mut place, client));
+    assert!(!other.shares(&mut place, neighbour));
+    assert!(place.datagrams().is_none() && place.bytes(false).is_none());
+    assert!(other.shares(&mut place, client));
+    assert_eq!(place.datagrams().map(|(rate, _)| rate), datagrams);
+    assert_eq!(place.bytes(true).map(|(rate, _)| rate), bytes);
+    assert_eq!(records.sessions(), 1);
+    drop(place);
+    assert!(other.place(client, 0).is_ok());
+}
+
+#[test]
 fn addresses_with_one_prefix_are_one_source_and_exceptions_are_none() {
     let records = small();
     let limit = SourceLimit { sessions: 1, prefix_v4: 24, ..limit(&records) };

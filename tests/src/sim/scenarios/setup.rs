@@ -176,7 +176,7 @@ impl Setup {
 }
 
 /// At most so many sessions for each source. 0: no limit.
-fn of_sources(key: u32, sessions: u32, records: &Arc<SourceRecords>) -> Option<Box<SourceLimit>> {
+fn of_sources(key: u64, sessions: u32, records: &Arc<SourceRecords>) -> Option<Box<SourceLimit>> {
     let nothing = || SourceLimit::nothing(key, Arc::clone(records));
     (sessions > 0).then(|| Box::new(SourceLimit { sessions, ..nothing() }))
 }

@@ -7,7 +7,7 @@ mod upstream;
 mod words;
 
 use crate::control::migrate::findings::{At, Findings};
-use crate::control::migrate::plan::{Plan, Table, Value};
+use crate::control::migrate::plan::{Part, Plan, Table, Value};
 use server::Stream;
 use words::Directive;
 pub use words::time;
@@ -54,6 +54,7 @@ pub fn migrate(texts: &[&str], findings: &mut Findings) -> Result<Plan, (At, Str
     for server in servers.1 {
         server::add(&mut plan, server, &mut stream, findings);
     }
+    count_together(&mut plan);
     for (name, block) in &stream.upstreams.blocks {
         if !plan.backends.iter().any(|part| part.at == block.at) {
             findings.note(block.at, format!("upstream {name}: is left out: nothing leads to it"));
@@ -64,6 +65,24 @@ pub fn migrate(texts: &[&str], findings: &mut Findings) -> Result<Plan, (At, Str
 
 fn not_followed(directive: &Directive) -> String {
     format!("{}: is not followed: give those files too", directive.text())
+}
+
+/// Clients that one zone counts at several listeners are counted there together.
+fn count_together(plan: &mut Plan) {
+    let zone = |part: &Part| {
+        let Some(Value::Table(limit)) = part.table.get("limit_source") else { return None };
+        limit.get("shared").cloned()
+    };
+    let zones: Vec<_> = plan.listeners.iter().filter_map(zone).collect();
+    for part in &mut plan.listeners {
+        let uses = zones.iter().filter(|of| zone(part).as_ref() == Some(of)).count();
+        let limit = part.table.0.iter_mut().find(|(key, _)| *key == "limit_source");
+        if uses == 1
+            && let Some((_, Value::Table(Table(keys)))) = limit
+        {
+            keys.retain(|(key, _)| *key != "shared");
+        }
+    }
 }
 
 /// What may stand beside `server` in a part of a `stream` block.

@@ -6,7 +6,7 @@ use crate::control::migrate::nginx::listen::{self, Listen};
 use crate::control::migrate::nginx::map::{By, Map};
 use crate::control::migrate::nginx::upstream::Upstreams;
 use crate::control::migrate::nginx::words::{Directive, time};
-use crate::control::migrate::plan::{Kind, Part, Plan, Table, Value, duration};
+use crate::control::migrate::plan::{Kind, Part, Plan, Table, Value, duration, plain};
 use crate::control::migrate::rules::{self, Rule};
 
 /// What is known of the whole `stream` block.
@@ -469,8 +469,8 @@ fn limit(table: &mut Table, settings: &Settings<'_>, stream: &Stream<'_>, findin
         let count = of.words.get(2).and_then(|word| word.parse::<u64>().ok());
         match count {
             Some(count) if stream.zones.iter().any(|zone| zone == of.value()) => {
-                let keys = [("sessions", count.clamp(1, 1_000_000).into())];
-                let mut keys = Table::of(keys);
+                let mut keys = Table::of([("shared", plain(of.value()).into())]);
+                keys.set("sessions", count.clamp(1, 1_000_000));
                 // nginx counts each address.
                 keys.set("prefix_v6", 128);
                 table.set("limit_source", keys);
