@@ -1,5 +1,7 @@
 //! Checks whether the limits that parts share are there, and whether limits fit the protocol.
 
+use std::collections::BTreeMap;
+
 use crate::check::{Check, set};
 use crate::model::config::{Broken, Config};
 use crate::model::limit::LimitOf;
@@ -16,6 +18,31 @@ impl<'c> Check<'c> {
         let limits = set(&limits);
         for name in named(config) {
             self.references("shared limit", &vec![name], &limits);
+        }
+    }
+
+    /// Limits for sources that share a name are alike, but for the most sessions. A rate counts in
+    /// time that is paid for, which means nothing to another rate; and a prefix makes other sources.
+    pub(super) fn shared_sources(&mut self, config: &'c Config) {
+        let mut first: BTreeMap<&str, (&At<String>, &SourceLimit)> = BTreeMap::new();
+        for (part, limit) in sources(config) {
+            let Some(name) = &limit.shared else { continue };
+            let (before, other) = *first.entry(name).or_insert((part, limit));
+            let for_datagrams = [limit, other].map(|of| of.datagrams_per_second);
+            let are_alike = matches!(for_datagrams, [None, _] | [_, None])
+                || for_datagrams[0] == for_datagrams[1];
+            let plain = |of: &SourceLimit| SourceLimit {
+                sessions: None,
+                datagrams_per_second: None,
+                ..of.clone()
+            };
+            if !are_alike || plain(limit) != plain(other) {
+                self.problems.push(part.problem(format!(
+                    "has a limit_source with `shared = \"{name}\"` that differs from that of \
+                     \"{}\"; write the same keys (`sessions` may differ), or another name",
+                    before.value
+                )));
+            }
         }
     }
 
@@ -48,6 +75,14 @@ impl<'c> Check<'c> {
             self.problems.push(limit.problem(message));
         }
     }
+}
+
+/// The limits for sources, with the names of the listeners and routes that have them.
+pub(super) fn sources(config: &Config) -> impl Iterator<Item = (&At<String>, &SourceLimit)> {
+    let listeners = config.listeners.iter().map(|of| (&of.name, of.limit_source.as_ref()));
+    let routes = config.routes.iter();
+    let routes = routes.map(|of| (&of.name, of.limit_source.as_ref().map(|of| &of.value)));
+    listeners.chain(routes).filter_map(|(name, limit)| Some((name, limit?)))
 }
 
 /// The names by which listeners, routes and backends have shared limits.

@@ -65,6 +65,7 @@ pub(crate) fn check(config: &Config, broken: &Broken) -> Vec<Problem> {
     check.distinct("route", &routes);
     check.distinct("backend", &backends);
     check.shared_limits(config, broken);
+    check.shared_sources(config);
     check.sockets(&config.listeners);
     let (listeners, backends) = (set(&listeners), set(&backends));
     for route in &config.routes {

@@ -8,7 +8,7 @@ use crate::model::backend::Backend;
 use crate::model::config::Config;
 use crate::model::endpoint::Endpoint;
 use crate::model::gone::OnGone;
-use crate::model::listener::{bound_to, transport};
+use crate::model::listener::{Listener, bound_to, transport};
 use crate::model::place::{At, Place, Problem, Problems};
 use crate::model::route::{Route, Takes};
 use crate::table::routing::{Protocol, Transport};
@@ -25,7 +25,7 @@ pub(crate) fn of(config: &Config, file: &str, local: &[IpAddr]) -> Vec<Problem> 
     refusing(config, &mut found);
     unchecked(config, &mut found);
     sent_nowhere(config, &mut found);
-    shared_with_none(config, &mut found);
+    shared_badly(config, &mut found);
     found.extend(circles(config, local));
     Problems::new(found).0
 }
@@ -90,23 +90,36 @@ fn sent_nowhere(config: &Config, found: &mut Vec<Problem>) {
     }
 }
 
-/// Limits for sources that share a name with no other.
-fn shared_with_none(config: &Config, found: &mut Vec<Problem>) {
-    let of_listeners =
-        config.listeners.iter().filter_map(|of| Some((&of.name, of.limit_source.as_ref()?)));
-    let of_routes =
-        config.routes.iter().filter_map(|of| Some((&of.name, &of.limit_source.as_ref()?.value)));
+/// Limits for sources that share a name with no other, or with UDP. The parts of a translated route
+/// share its own name, of which there may be one.
+fn shared_badly(config: &Config, found: &mut Vec<Problem>) {
     let mut sharing: BTreeMap<&str, Vec<&At<String>>> = BTreeMap::new();
-    for (part, limit) in of_listeners.chain(of_routes) {
-        if let Some(name) = &limit.shared {
+    for (part, limit) in limits::sources(config) {
+        if let Some(name) = limit.shared.as_ref().filter(|name| **name != part.value) {
             sharing.entry(name).or_default().push(part);
         }
     }
-    for (name, parts) in sharing {
+    for (name, parts) in &sharing {
         if let [part] = parts[..] {
             found.push(part.problem(format!(
                 "no other listener or route has a `limit_source` with `shared = \"{name}\"`, so \
                  this one counts by itself; write the same name elsewhere, or remove it here"
+            )));
+        }
+    }
+    let shares = |listener: &&Listener| {
+        listener.limit_source.as_ref().is_some_and(|limit| limit.shared.is_some())
+    };
+    let (udp, streams): (Vec<_>, Vec<_>) =
+        config.listeners.iter().filter(shares).partition(|of| of.protocol == Protocol::Udp);
+    for listener in udp {
+        let name = |of: &Listener| of.limit_source.as_ref().and_then(|limit| limit.shared.clone());
+        if let Some(stream) = streams.iter().find(|of| name(of) == name(listener)) {
+            found.push(listener.name.problem(format!(
+                "shares its `limit_source` with listener \"{}\": whoever forges a client's \
+                 address in datagrams spends the client's places there too; give UDP a limit of \
+                 its own",
+                stream.name.value
             )));
         }
     }
@@ -353,21 +366,27 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_for_sources_that_is_shared_has_another() {
-        let alone = "limit_source = { shared = \"dns\", sessions = 9 }\n[[routes]]";
+    fn limits_for_sources_that_are_shared() {
+        let alone = "limit_source = { shared = \"all\", sessions = 9 }\n[[routes]]";
         let alone = GOOD.replace("[[routes]]", alone);
         warned(
             &alone,
             &["2:8: listeners[0].name: no other listener or route has a `limit_source`"],
         );
-        let both = alone.replacen(
-            "[[routes]]",
-            "[[listeners]]\nname = \"m\"\nprotocol = \"TCP\"\n\
-            address = \"127.0.0.1:81\"\nendpoints = [\"10.0.0.1:80\"]\n\
-            limit_source = { shared = \"dns\", sessions = 2 }\n[[routes]]",
-            1,
-        );
-        warned(&both, &[]);
+        let with = |protocol: &str| {
+            let another = format!(
+                "[[listeners]]\nname = \"m\"\nprotocol = \"{protocol}\"\n\
+                 address = \"127.0.0.1:81\"\nendpoints = [\"10.0.0.1:80\"]\n\
+                 limit_source = {{ shared = \"all\", sessions = 9 }}\n[[routes]]"
+            );
+            alone.replacen("[[routes]]", &another, 1)
+        };
+        warned(&with("TCP"), &[]);
+        let forged =
+            "7:8: listeners[1].name: shares its `limit_source` with listener \"l\": whoever";
+        warned(&with("UDP"), &[forged]);
+        let own = "limit_source = { shared = \"r\", sessions = 9 }\n[[backends]]";
+        warned(&GOOD.replace("[[backends]]", own), &[]);
     }
 
     #[test]

@@ -51,6 +51,7 @@ impl Compile<'_> {
         }
         Some(Box::new(SourceLimit {
             key,
+            shared: asked.shared.as_deref().map(Arc::from),
             sessions: asked.sessions.unwrap_or(NO_LIMIT),
             opening: opening.map(rate),
             datagrams: datagrams.map(rate),

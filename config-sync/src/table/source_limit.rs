@@ -22,6 +22,8 @@ pub struct SourceLimit {
     /// Tells the records of this limit from those of others. Limits with one key count a source
     /// together.
     pub key: u64,
+    /// The name of limits that count together.
+    pub shared: Option<Arc<str>>,
     /// The most sessions or flows of a source; [`NO_LIMIT`].
     pub sessions: u32,
     /// New sessions or flows.
@@ -134,6 +136,7 @@ impl SourceLimit {
     pub fn nothing(key: u64, records: Arc<SourceRecords>) -> Self {
         Self {
             key,
+            shared: None,
             sessions: NO_LIMIT,
             opening: None,
             datagrams: None,

@@ -95,6 +95,27 @@ fn a_route_shares_no_limit_for_sources_with_its_listener() {
     let fault =
         "10:16: routes[0].limit_source: shares \"one\" with listener \"l\" of the route, so";
     assert!(problems.contains(fault), "{problems}");
+    let another = |keys: &str| {
+        let one = "limit_source = { shared = \"one\", sessions = 5 }\n[[routes]]";
+        let more = format!(
+            "\n[[listeners]]\nname = \"m\"\nprotocol = \"UDP\"\naddress = \"127.0.0.1:81\"\n\
+             endpoints = [\"10.0.0.1:80\"]\nlimit_source = {{ shared = \"one\", {keys} }}\n"
+        );
+        load(&(GOOD.replace("[[routes]]", one) + &more))
+    };
+    assert!(another("sessions = 6, datagrams_per_second = 9").is_ok());
+    for keys in [
+        "bytes_per_second = 5000",
+        "sessions = 5, prefix_v4 = 24",
+        "sessions = 5, new_per_second = 1",
+    ] {
+        let problems = another(keys).expect_err(keys).to_string();
+        assert!(
+            problems.contains("listeners[1].name: has a limit_source with `shared"),
+            "{problems}"
+        );
+        assert!(problems.contains("differs from that of \"l\"; write the same keys"), "{problems}");
+    }
     assert!(load(&with("on e", "other")).is_err_and(|faults| {
         faults.to_string().contains("listeners[0].limit_source.shared: must be 1 to 253 of")
     }));

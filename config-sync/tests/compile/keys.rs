@@ -141,6 +141,9 @@ fn limits_reach_the_table(table: &RoutingTable) {
     assert_eq!((of_route.sessions, of_route.prefix_v4), (7, 28));
     let of_listener = table.listeners[0].limit_source.as_deref().expect("a limit");
     assert!(table.sources.is_some() && of_route.key != of_listener.key);
+    let another = table.routes.iter().find(|route| &*route.name == "by-protocol");
+    let another = another.and_then(|route| route.limit_source.as_deref()).expect("a limit");
+    assert_eq!((another.key, another.shared.as_deref()), (of_route.key, Some("all")));
     let web = table.backends.iter().find(|of| &*of.name == "web").expect("a backend");
     let loads = web.loads.iter().flatten().filter_map(|load| load.limit.as_deref());
     let rates: Vec<_> = loads.map(|limit| (limit.opening, limit.bytes)).collect();

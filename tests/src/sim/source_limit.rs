@@ -28,6 +28,7 @@ pub fn some_limit(
     records.count_bytes();
     Some(Box::new(SourceLimit {
         key,
+        shared: None,
         sessions: rng.pick(&[NO_LIMIT, 1, 2, 5]),
         opening,
         datagrams,

@@ -210,7 +210,7 @@ pub(super) const METRICS: &[Metric] = &[
         "ringway_shortages_total",
         Counter,
         &["of"],
-        "Refused because no file was left for a socket, or a worker's table was full.",
+        "Sockets to endpoints without a file; refusals because a worker's table was full.",
     ),
     metric(
         "ringway_pipe_shortages_total",

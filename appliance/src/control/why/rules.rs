@@ -144,7 +144,11 @@ pub fn source(of: &str, limit: &SourceLimit, standing: SourceStanding) -> Rule {
         NO_LIMIT => String::new(),
         most => format!(" of {most}"),
     };
-    let has = format!("limit_source of the {of}: {source}/{prefix} has {sessions}{most} sessions");
+    let shared = limit.shared.as_ref().map(|name| format!(" (shared as {name:?})"));
+    let shared = shared.unwrap_or_default();
+    let has = format!(
+        "limit_source of the {of}{shared}: {source}/{prefix} has {sessions}{most} sessions"
+    );
     let said = match bar {
         None | Some(Bar::Sessions) => has,
         Some(Bar::Opening) => has + ", and opens them faster than new_per_second now",

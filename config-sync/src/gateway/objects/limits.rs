@@ -41,17 +41,6 @@ pub struct SourceLimitSettings {
     pub except: Option<Vec<String>>,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct ListenerSourceLimitSettings {
-    #[serde(flatten)]
-    pub limit: SourceLimitSettings,
-    /// A name. All listeners whose policies in this namespace have it count a source together.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
-    pub shared: Option<String>,
-}
-
 /// The same as the table of the TOML file. It gives sessions, newPerSecond or bytesPerSecond.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]

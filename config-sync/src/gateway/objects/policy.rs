@@ -5,8 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::gateway::objects::limits::{
-    EndpointLimitSettings, LimitSettings, ListenerLimitSettings, ListenerSourceLimitSettings,
-    SourceLimitSettings,
+    EndpointLimitSettings, LimitSettings, ListenerLimitSettings, SourceLimitSettings,
 };
 use crate::gateway::objects::reference::{AuthorityRef, BackendTarget, ParentRef, TargetRef};
 
@@ -101,7 +100,7 @@ pub struct ListenerSettings {
     pub max_sessions: Option<i64>,
     /// What each source of clients may have and do, over all workers of a gateway.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub limit_source: Option<ListenerSourceLimitSettings>,
+    pub limit_source: Option<SourceLimitSettings>,
     /// What all sessions or flows of this listener may have together, over all workers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<ListenerLimitSettings>,

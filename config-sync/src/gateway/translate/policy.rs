@@ -425,7 +425,7 @@ fn read_listener<'o>(
         responses: number("responses", given.responses, 0..=65_535)?,
         dns_guard: given.dns_guard.as_ref().map(tables::read_dns_guard).transpose()?,
         max_sessions: number("maxSessions", given.max_sessions, 0..=MAX_SESSIONS)?,
-        limit_source: tables::read_listener_source_limit(given.limit_source.as_ref(), namespace)?,
+        limit_source: given.limit_source.as_ref().map(tables::read_limit_source).transpose()?,
         limit: given.limit.as_ref().map(tables::read_listener_limit).transpose()?,
         accept_proxy: given.accept_proxy.as_ref().map(read_accept_proxy).transpose()?,
         socket: read_socket(&given.socket, settings)?,

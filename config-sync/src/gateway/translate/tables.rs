@@ -7,8 +7,7 @@ use serde::Serialize;
 use toml::de::DeTable;
 
 use crate::gateway::objects::limits::{
-    EndpointLimitSettings, LimitSettings, ListenerLimitSettings, ListenerSourceLimitSettings,
-    SourceLimitSettings,
+    EndpointLimitSettings, LimitSettings, ListenerLimitSettings, SourceLimitSettings,
 };
 use crate::gateway::objects::policy::{DnsGuardSettings, EjectSettings, HealthCheckSettings};
 use crate::model::eject::Eject;
@@ -69,21 +68,6 @@ pub(super) fn read_limit_source(given: &SourceLimitSettings) -> Result<SourceLim
         let value = limit_source(reader, table, None)?;
         Some(At { value, place: table.place.clone() })
     })
-}
-
-/// Policies of other namespaces can't share the limit.
-pub(super) fn read_listener_source_limit(
-    given: Option<&ListenerSourceLimitSettings>,
-    namespace: &str,
-) -> Result<Option<SourceLimit>, String> {
-    let Some(given) = given else { return Ok(None) };
-    let limit = read_limit_source(&given.limit)?;
-    let Some(shared) = &given.shared else { return Ok(Some(limit)) };
-    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-    if shared.is_empty() || shared.len() > 63 || !shared.chars().all(plain) {
-        return Err("limitSource.shared: must be 1 to 63 of the characters a-z 0-9 -".to_owned());
-    }
-    Ok(Some(SourceLimit { shared: Some(format!("{namespace}/{shared}")), ..limit }))
 }
 
 /// A policy may be for listeners of several protocols, so that a delay is read whatever they are.

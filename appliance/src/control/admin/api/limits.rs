@@ -1,6 +1,6 @@
 //! Lists the limits, the fullest first: how much is used, how much there is, and what sets it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use axum::extract::State;
 use axum::http::Method;
@@ -96,12 +96,10 @@ pub fn fullest(api: &Api, parts: &Parts) -> Vec<Row> {
     rows
 }
 
-fn rows(api: &Api, Parts { in_force, table, names, .. }: &Parts) -> Vec<Row> {
+fn rows(api: &Api, Parts { table, names, .. }: &Parts) -> Vec<Row> {
     let workers: Vec<&Counters> = api.board.workers().iter().map(|worker| &**worker).collect();
     let (limits, asked) = (api.board.limits(), api.board.asked);
-    let ids: BTreeMap<&str, ListenerId> = names.listeners().map(|(id, name)| (name, id)).collect();
-    let in_force = in_force.config.listeners.iter();
-    let listeners: Vec<_> = in_force.filter_map(|of| ids.get(&*of.name.value).copied()).collect();
+    let listeners: Vec<_> = names.listeners().map(|(id, _)| id).collect();
     let each = workers.iter().enumerate();
     let mut rows: Vec<_> = each.flat_map(|(at, of)| of_worker(at, of, (limits, asked))).collect();
     if let Some((open, most)) = process::files() {

@@ -466,6 +466,11 @@ fn times(
 
 fn limit(table: &mut Table, settings: &Settings<'_>, stream: &Stream<'_>, findings: &mut Findings) {
     for of in settings.all("limit_conn") {
+        if table.get("limit_source").is_some() {
+            let text = "a listener has one limit_source";
+            findings.loss(of.at, format!("{}: is left out: {text}", of.text()));
+            continue;
+        }
         let count = of.words.get(2).and_then(|word| word.parse::<u64>().ok());
         match count {
             Some(count) if stream.zones.iter().any(|zone| zone == of.value()) => {
