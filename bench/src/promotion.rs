@@ -28,7 +28,7 @@ const STEPS: [&str; 3] = ["promote", "look at the counters", "demote"];
 /// Prints the CPU of each step for one flow, in nanoseconds.
 ///
 /// # Errors
-/// Not root, or the kernel is older than Linux 6.6.
+/// Not root, or the kernel lacks something.
 pub fn run(options: &Options) -> anyhow::Result<()> {
     // The program sees the packets of this network alone, and there are none.
     unshare(CloneFlags::CLONE_NEWNET).context("a network of its own (needs root)")?;
@@ -53,7 +53,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
 
 /// The cost of each step.
 fn round(flows: u16) -> anyhow::Result<[f64; 3]> {
-    let path = FastPath::open(flows.into())?;
+    let path = FastPath::open(flows.into(), true)?;
     let ways: Vec<_> = (0..flows).map(ways).collect();
     let promoted = costs(&ways, |ways| Ok(path.promote(ways)?))?;
     let looked = costs(&ways, |ways| {

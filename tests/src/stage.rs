@@ -52,7 +52,7 @@ impl Place {
         let namespace = Namespace::new();
         namespace.join("peers", "10.1.0", "fd01");
         program("sh", &["-c", FORWARDING]);
-        let path = FastPath::open(LIMITS.flows).expect("Linux 6.6, and the right to it");
+        let path = FastPath::open(LIMITS.flows, true).expect("the right to it");
         let [gateway, peers] = [1, 2].map(|host| Ipv4Addr::new(10, 1, 0, host).into());
         let fast_path = Arc::new(path.into());
         Self { gateway, peers, namespace: Some(namespace), fast_path }

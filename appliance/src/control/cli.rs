@@ -450,7 +450,8 @@ impl Cli {
                 .with_context(|| directory.display().to_string()),
             Command::Docs { topic } => print(&docs::text(topic.as_deref())?),
             Command::Features { without } => {
-                print(&(features(&process::probe(&without.without)?) + &fast_path()))
+                let found = process::probe(&without.without)?;
+                print(&(features(&found) + &fast_path(&found)))
             }
         }
     }

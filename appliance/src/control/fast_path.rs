@@ -9,13 +9,20 @@ const FORBIDDEN: &str = "this process began without a `fast_path` and has given 
                          load programs into the kernel; start it again, or set `sandbox = false`";
 
 /// Opens the path with room for the flows of all workers. If the path is open, new interfaces get
-/// the program. `None`: the sandbox keeps the path out.
-pub fn opener(shared: Option<SharedPath>, flows: u32, workers: usize) -> OpenFastPath {
+/// the program. Dropping what this returns takes the program off the interfaces. `None`: the
+/// sandbox keeps the path out.
+pub fn opener(
+    shared: Option<SharedPath>,
+    flows: u32,
+    workers: usize,
+    may_use_tcx: bool,
+) -> OpenFastPath {
     let flows = flows.saturating_mul(u32::try_from(workers).unwrap_or(u32::MAX));
+    let shared = shared.map(Attached);
     Box::new(move || {
-        let Some(shared) = &shared else { return Err(FORBIDDEN.to_owned()) };
+        let Some(Attached(shared)) = &shared else { return Err(FORBIDDEN.to_owned()) };
         let Some(path) = shared.get() else {
-            let opened = FastPath::open(flows).map_err(|error| error.to_string())?;
+            let opened = FastPath::open(flows, may_use_tcx).map_err(|error| error.to_string())?;
             _ = shared.set(opened);
             return Ok(());
         };
@@ -26,4 +33,16 @@ pub fn opener(shared: Option<SharedPath>, flows: u32, workers: usize) -> OpenFas
         }
         Ok(())
     })
+}
+
+/// Workers have the path too, and if one of them has died, the others may outlive the control
+/// thread.
+struct Attached(SharedPath);
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        if let Some(path) = self.0.get() {
+            path.detach();
+        }
+    }
 }

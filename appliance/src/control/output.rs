@@ -8,7 +8,7 @@ use clap::Command;
 use clap_complete::Shell;
 
 use crate::ring::Features;
-use crate::ring::bpf::{FastPath, SINCE};
+use crate::ring::bpf::FastPath;
 
 /// One line per feature, in columns.
 pub fn features(features: &Features) -> String {
@@ -33,12 +33,12 @@ pub fn completions(shell: Shell, mut command: Command) -> anyhow::Result<String>
 }
 
 /// The line of the kernel's path for UDP flows, under the features of io_uring.
-pub fn fast_path() -> String {
-    let state = match FastPath::probe() {
-        Ok(()) => "there".to_owned(),
+pub fn fast_path(features: &Features) -> String {
+    let state = match FastPath::probe(features.may_use_tcx()) {
+        Ok(hook) => format!("there, attached by {hook}"),
         Err(error) => format!("absent: {error}"),
     };
-    format!("\nfast_path, for UDP flows in the kernel (Linux {SINCE}): {state}\n")
+    format!("\nfast_path, for UDP flows in the kernel: {state}\n")
 }
 
 /// Prints to stdout. A reader that stops reading is no error (`ringway features | head -1`).

@@ -28,6 +28,7 @@ use config_sync::publish::{COMMANDS, Link, OpenListeners, Publisher};
 use config_sync::source::Source;
 use config_sync::source::watch::watch;
 use config_sync::sync::ConfigSync;
+use config_sync::sync::fast_path::OpenFastPath;
 use config_sync::table::address::Address;
 use config_sync::table::routing::{Limits, Socket};
 use core_affinity::CoreId;
@@ -323,8 +324,7 @@ struct Workers {
     clock: Clock,
     limits: Limits,
     features: String,
-    /// `None`: the sandbox keeps the kernel's path for UDP flows out.
-    fast_path: Option<SharedPath>,
+    fast_path: OpenFastPath,
     answered: OwnedFd,
 }
 
@@ -358,8 +358,10 @@ fn spawn_all(
     for (index, (worker, ready)) in workers.iter_mut().zip(starting).enumerate() {
         worker.wait_for(&ready).with_context(|| format!("worker {index}"))?;
     }
-    let features = output::features(features);
     let fast_path = (!sandbox.keeps_out_fast_path()).then_some(fast_path);
+    let tcx = features.may_use_tcx();
+    let fast_path = fast_path::opener(fast_path, limits.flows, workers.len(), tcx);
+    let features = output::features(features);
     Ok(Workers { links, workers, counters, clock, limits, features, fast_path, answered })
 }
 
@@ -382,7 +384,7 @@ fn make(
     let open = opener(sockets, early, steering, Arc::clone(&is_started));
     let wall = wall_clock(clock);
     let mut sync = ConfigSync::new(source, Publisher::new(links, open));
-    sync.set_fast_path(fast_path::opener(fast_path, limits.flows, workers.len()));
+    sync.set_fast_path(fast_path);
     if let Some(given) = given {
         sync.share_files();
         sync.inherit(given.overrides.clone());

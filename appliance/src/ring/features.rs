@@ -19,6 +19,11 @@ const PAGE: usize = 4096;
 /// began. Then one UDP flow would pin the sockets of later flows that have ended, and their ports.
 pub const FILE_RELEASE: &str = "file_release";
 
+/// The links by which the program of `fast_path` is attached to interfaces. Only a process that may
+/// load programs can find out whether the kernel has them. So they are no part of the list, but can
+/// be masked like what is.
+pub const TCX: &str = "tcx";
+
 /// How long the close of a file may take, in milliseconds. The file is closed at the end of the
 /// system call. A kernel that keeps the file makes the start this much longer.
 const RELEASED_WITHIN: u8 = 20;
@@ -42,6 +47,7 @@ pub struct Feature {
 #[derive(Clone, Debug)]
 pub struct Features {
     list: Vec<Feature>,
+    may_use_tcx: bool,
 }
 
 impl Features {
@@ -105,7 +111,7 @@ impl Features {
             .map(|feature| format!("{} ({})", feature.name, feature.since))
             .collect();
         if missing.is_empty() {
-            return Ok(Self { list });
+            return Ok(Self { list, may_use_tcx: true });
         }
         Err(RingError::TooOld { missing: missing.join(", "), kernel: kernel() })
     }
@@ -116,9 +122,13 @@ impl Features {
     ///
     /// A sentence for the operator: there is no such feature, or it is required.
     pub fn without(&mut self, name: &str) -> Result<(), String> {
+        if name == TCX {
+            self.may_use_tcx = false;
+            return Ok(());
+        }
         let optional = || {
             let names = self.list.iter().filter(|feature| !feature.required);
-            names.map(|feature| feature.name).collect::<Vec<_>>().join(", ")
+            names.map(|feature| feature.name).chain([TCX]).collect::<Vec<_>>().join(", ")
         };
         let Some(index) = self.list.iter().position(|feature| feature.name == name) else {
             return Err(format!("no feature is called `{name}`; can be masked: {}", optional()));
@@ -137,6 +147,11 @@ impl Features {
     /// Whether each upstream socket takes a descriptor, which counts against RLIMIT_NOFILE.
     pub fn flows_take_descriptors(&self) -> bool {
         !self.has(FILE_RELEASE)
+    }
+
+    /// Whether `fast_path` uses [`TCX`], if the kernel has them.
+    pub fn may_use_tcx(&self) -> bool {
+        self.may_use_tcx
     }
 
     /// Whether Ringway uses the feature.
@@ -295,6 +310,9 @@ mod tests {
         assert!(features.without("nonsense").unwrap_err().contains("no_sqarray"));
         features.without("no_sqarray").expect("optional");
         assert!(!features.has("no_sqarray"));
+        assert!(features.may_use_tcx());
+        features.without(TCX).expect("optional");
+        assert!(!features.may_use_tcx());
         assert!(features.has("multishot_accept"));
     }
 

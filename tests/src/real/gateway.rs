@@ -37,6 +37,8 @@ pub struct Launch {
     admin: String,
     /// The admin address speaks TLS, so the Unix socket says whether the gateway is ready.
     tls: bool,
+    /// Features that the gateway does not use.
+    without: Vec<String>,
 }
 
 impl Launch {
@@ -71,6 +73,12 @@ impl Launch {
     /// Further keys of `admin`.
     pub fn admin(mut self, keys: &str) -> Self {
         self.admin = format!(", {keys}");
+        self
+    }
+
+    /// As on an older kernel.
+    pub fn without(mut self, feature: &str) -> Self {
+        self.without.push(feature.to_owned());
         self
     }
 
@@ -110,7 +118,7 @@ impl Launch {
             .args(&words[1..])
             .args(["run", "--config"])
             .arg(&file)
-            .args(masked())
+            .args(masked().into_iter().chain(self.without).flat_map(|it| ["--without".into(), it]))
             .stdin(Stdio::null())
             .stdout(if self.blocked_log { Stdio::piped() } else { Stdio::null() })
             .stderr(File::create(folder.file("stderr")).expect("a temporary file"));
@@ -139,10 +147,10 @@ pub fn run_verb(words: &[&str], admin: &str) -> Output {
     command.args(words).args(["--admin", admin]).output().expect("the binary runs")
 }
 
-/// `--without` for each feature named in `RINGWAY_WITHOUT`, as on an older kernel.
+/// The features named in `RINGWAY_WITHOUT`.
 fn masked() -> Vec<String> {
     let names = std::env::var("RINGWAY_WITHOUT").unwrap_or_default();
-    names.split_whitespace().flat_map(|name| ["--without".into(), name.into()]).collect()
+    names.split_whitespace().map(str::to_owned).collect()
 }
 
 fn copy_of_binary(folder: &Folder) -> PathBuf {

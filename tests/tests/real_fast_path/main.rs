@@ -1,6 +1,7 @@
 //! UDP flows that the kernel forwards: a client, the gateway and servers, each in a network
-//! namespace of its own. Needs root, Linux 6.6, and rights to BPF.
+//! namespace of its own. Needs root, and rights to BPF.
 
+mod clsact;
 mod packets;
 mod replies;
 mod scenarios;

@@ -287,8 +287,12 @@ fn places(listener: &Listener) -> impl Iterator<Item = (&'static str, u16)> {
 
 fn fast_path(facts: &Facts, config: Option<&Config>) -> Finding {
     let check = "fast path";
-    let Err(error) = &facts.fast_path else {
-        return Finding::new(State::Ok, check, "the kernel can forward UDP flows (`fast_path`)");
+    let error = match &facts.fast_path {
+        Ok(hook) => {
+            let found = format!("the kernel can forward UDP flows (`fast_path`), by {hook}");
+            return Finding::new(State::Ok, check, found);
+        }
+        Err(error) => error,
     };
     let backends = || config.into_iter().flat_map(|config| &config.backends);
     let asks = |path| backends().any(|backend| backend.fast_path() == path);
@@ -354,7 +358,7 @@ mod tests {
         Facts {
             kernel: "6.12.1".into(),
             steering: Ok(()),
-            fast_path: Ok(()),
+            fast_path: Ok("tcx"),
             cores: 4,
             quota: 4,
             files: 1 << 20,

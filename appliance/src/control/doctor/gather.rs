@@ -26,7 +26,7 @@ pub struct Facts {
     /// Whether listening sockets can spread clients over workers, or the error.
     pub steering: Result<(), String>,
     /// Whether the kernel can forward UDP flows for this process, or the error.
-    pub fast_path: Result<(), String>,
+    pub fast_path: Result<&'static str, String>,
     /// Cores that this process may use.
     pub cores: usize,
     /// As many cores as the CPU quota of the cgroup allows, if that is fewer.
@@ -96,7 +96,7 @@ impl Facts {
             kernel: read("/proc/sys/kernel/osrelease").unwrap_or_default(),
             features: Features::probe().map_err(|error| error.to_string()),
             steering: steering().map_err(|error| error.to_string()),
-            fast_path: FastPath::probe().map_err(|error| error.to_string()),
+            fast_path: FastPath::probe(true).map_err(|error| error.to_string()),
             cores: Machine::this().cores.len().max(1),
             quota: std::thread::available_parallelism().map_or(usize::MAX, usize::from),
             files: hard(Resource::RLIMIT_NOFILE),

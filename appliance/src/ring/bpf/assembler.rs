@@ -87,6 +87,7 @@ pub enum Helper {
     StoreBytes = 9,
     ReplaceIpChecksum = 10,
     ReplaceTransportChecksum = 11,
+    TailCall = 12,
     Redirect = 23,
     LoadBytes = 26,
     ChecksumDifference = 28,

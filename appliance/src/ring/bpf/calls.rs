@@ -3,7 +3,7 @@
 use std::ffi::{CStr, c_long};
 use std::io;
 use std::mem::size_of;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use crate::ring::bpf::assembler::Instruction;
 
@@ -22,8 +22,12 @@ enum Command {
 
 /// BPF_MAP_TYPE_HASH
 const HASH: u32 = 1;
+/// BPF_MAP_TYPE_PROG_ARRAY
+const PROGRAMS: u32 = 3;
 /// Memory for an entry is allocated with the entry (BPF_F_NO_PREALLOC).
 const WITHOUT_MEMORY: u32 = 1;
+/// The key may be new or not (BPF_ANY).
+const ANY: u64 = 0;
 /// The key must be new (BPF_NOEXIST).
 const NEW: u64 = 1;
 /// BPF_PROG_TYPE_SCHED_CLS
@@ -80,14 +84,33 @@ struct LinkCreate {
 }
 
 /// Creates a hash map with room for so many entries.
-pub fn map_create(name: &str, (key, value): (usize, usize), entries: u32) -> io::Result<OwnedFd> {
+pub fn map_create(name: &str, sizes: (usize, usize), entries: u32) -> io::Result<OwnedFd> {
+    create((HASH, WITHOUT_MEMORY), name, sizes, entries)
+}
+
+/// Creates an array that has one program, which other programs can go on with. The kernel empties
+/// the array when its last descriptor is closed.
+pub fn program_array(name: &str, program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let array = create((PROGRAMS, 0), name, (4, 4), 1)?;
+    let (first, program) = (0_u32.to_ne_bytes(), raw(program).to_ne_bytes());
+    // SAFETY: keys and values of the array have four bytes.
+    unsafe { update(array.as_fd(), &first, &program, ANY) }?;
+    Ok(array)
+}
+
+fn create(
+    (kind, flags): (u32, u32),
+    name: &str,
+    (key, value): (usize, usize),
+    entries: u32,
+) -> io::Result<OwnedFd> {
     let size = |bytes| u32::try_from(bytes).expect("keys and values are small");
     let asked = MapCreate {
-        kind: HASH,
+        kind,
         key: size(key),
         value: size(value),
         entries,
-        flags: WITHOUT_MEMORY,
+        flags,
         inner: 0,
         node: 0,
         name: named(name),
@@ -99,14 +122,22 @@ pub fn map_create(name: &str, (key, value): (usize, usize), entries: u32) -> io:
 
 /// Adds an entry. EEXIST: the map has the key. E2BIG: the map is full.
 pub fn map_insert(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) -> io::Result<()> {
+    // SAFETY: `Map` passes a key and a value of the map's sizes.
+    unsafe { update(map, key, value, NEW) }
+}
+
+/// # Safety
+///
+/// `key` and `value` must be as long as the map's keys and values are.
+unsafe fn update(map: BorrowedFd<'_>, key: &[u8], value: &[u8], flags: u64) -> io::Result<()> {
     let asked = Element {
         map: raw(map),
         unused: 0,
         key: key.as_ptr() as u64,
         value: value.as_ptr() as u64,
-        flags: NEW,
+        flags,
     };
-    // SAFETY: the kernel reads a key and a value of the map's sizes, and `Map` passes such slices.
+    // SAFETY: the kernel reads a key and a value, and the caller answers for their lengths.
     unsafe { bpf(Command::MapUpdate, &asked) }?;
     Ok(())
 }

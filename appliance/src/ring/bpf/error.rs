@@ -7,16 +7,17 @@ use crate::ring::bpf::assembler::Instruction;
 use crate::ring::bpf::calls;
 use crate::ring::bpf::program::LICENSE;
 
-/// The first kernel with links that attach a program to an interface.
-pub const SINCE: &str = "6.6";
-
 /// Why flows can't be forwarded in the kernel. The text tells the operator what to change.
 #[derive(Debug, thiserror::Error)]
 pub enum BpfError {
     #[error("this process may not load BPF programs ({0}): give it CAP_BPF and CAP_NET_ADMIN")]
     Forbidden(&'static str),
-    #[error("Linux {SINCE} or newer is needed: this kernel attaches no program by a link (tcx)")]
-    TooOld,
+    #[error(
+        "this kernel attaches no program to an interface: it has no links for that (tcx, Linux \
+         6.6), and no clsact queue with BPF filters; have it load the modules sch_ingress and \
+         cls_bpf (CONFIG_NET_SCH_INGRESS, CONFIG_NET_CLS_BPF)"
+    )]
+    NoHook,
     #[error(
         "the kernel looks up no routes for the program: run `sysctl net.ipv4.conf.lo.forwarding=1` \
          or `sysctl net.ipv6.conf.lo.forwarding=1`, whichever IP version the flows have"

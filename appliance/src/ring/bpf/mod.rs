@@ -1,31 +1,35 @@
 //! Forwards promoted UDP flows in the kernel: a program at each interface, and maps that say which
 //! packets get which addresses.
 //!
-//! One process has one program and one pair of maps, which all workers share. The kernel removes
-//! the program from the interfaces when the process has ended, however it ended, because only the
-//! process has the links.
+//! One process has one program and one pair of maps, which all workers share. When the process has
+//! ended, however it ended, no program forwards: only the process has the links that hold the
+//! program at the interfaces (tcx, Linux 6.6), or, on older kernels, the array from which filters
+//! take the program (clsact).
 
 mod assembler;
 mod calls;
+mod clsact;
 mod entry;
 mod error;
 mod interfaces;
+mod netlink;
 mod program;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Mutex, PoisonError};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::contract::Carried;
+use crate::ring::bpf::clsact::Clsact;
 use crate::ring::bpf::entry::{Count, Entry, Map};
 use crate::ring::bpf::error::load_again;
 use crate::ring::bpf::program::{IPV4, IPV6, LICENSE, program};
 
 pub use self::entry::Ways;
-pub use self::error::{BpfError, SINCE};
+pub use self::error::BpfError;
 
 /// The number of an interface that no machine has.
 const NO_INTERFACE: u32 = i32::MAX.unsigned_abs();
@@ -38,34 +42,45 @@ pub struct FastPath {
     program: OwnedFd,
     /// Whether the kernel looks up routes for the program: IPv4, IPv6.
     routes: [bool; 2],
-    /// By the number of the interface. Dropping a link takes the program off the interface.
-    links: Mutex<BTreeMap<u32, OwnedFd>>,
+    hook: Mutex<Hook>,
+}
+
+/// What holds the program at interfaces.
+#[derive(Debug)]
+enum Hook {
+    /// Links, by the number of the interface. Dropping a link takes the program off.
+    Tcx(BTreeMap<u32, OwnedFd>),
+    Clsact(Clsact),
 }
 
 impl FastPath {
     /// Loads the program, with room for this many flows, and attaches the program to all
-    /// interfaces.
+    /// interfaces: by tcx if the kernel has it and `may_use_tcx`, else by clsact.
     ///
     /// # Errors
     ///
-    /// The kernel is too old, or the process lacks a right.
-    pub fn open(flows: u32) -> Result<Self, BpfError> {
-        let opened = Self::load(flows)?;
+    /// The kernel lacks something, or the process lacks a right.
+    pub fn open(flows: u32, may_use_tcx: bool) -> Result<Self, BpfError> {
+        let opened = Self::load(flows, may_use_tcx)?;
         opened.attach()?;
         Ok(opened)
     }
 
-    /// Whether [`Self::open`] would succeed. Nothing stays.
+    /// Whether [`Self::open`] would succeed, and by what the program would be attached. Nothing
+    /// stays.
     ///
     /// # Errors
     ///
     /// Those of [`Self::open`].
-    pub fn probe() -> Result<(), BpfError> {
-        Self::load(1)?.link(NO_INTERFACE)?;
-        Ok(())
+    pub fn probe(may_use_tcx: bool) -> Result<&'static str, BpfError> {
+        let loaded = Self::load(1, may_use_tcx)?;
+        Ok(match &*loaded.hook() {
+            Hook::Tcx(_) => "tcx",
+            Hook::Clsact(_) => "clsact",
+        })
     }
 
-    fn load(flows: u32) -> Result<Self, BpfError> {
+    fn load(flows: u32, may_use_tcx: bool) -> Result<Self, BpfError> {
         // An entry for each way.
         let entries = flows.saturating_mul(2).max(1);
         let ipv4 = Map::create("ringway_ipv4", IPV4, entries)?;
@@ -77,39 +92,33 @@ impl FastPath {
         if routes == [false, false] {
             return Err(BpfError::NoRoutes);
         }
-        Ok(Self { ipv4, ipv6, program, routes, links: Mutex::default() })
+        let hook = Mutex::new(Hook::open(program.as_fd(), may_use_tcx)?);
+        Ok(Self { ipv4, ipv6, program, routes, hook })
     }
 
     /// Attaches the program to interfaces that have come since the last call. Interfaces that have
-    /// gone took their links' effect with them.
+    /// gone took what held the program along.
     ///
     /// # Errors
     ///
-    /// The kernel refuses a link to an interface that is there.
+    /// The kernel refuses the program at an interface that is there.
     pub fn attach(&self) -> Result<(), BpfError> {
         let found = interfaces::ethernet().map_err(BpfError::failed("the interfaces"))?;
-        let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
-        links.retain(|interface, _| found.contains(interface));
-        for interface in found {
-            if !links.contains_key(&interface)
-                && let Some(link) = self.link(interface)?
-            {
-                links.insert(interface, link);
-            }
-        }
-        Ok(())
+        let mut hook = self.hook();
+        hook.retain(&found);
+        found.into_iter().try_for_each(|interface| hook.attach(self.program.as_fd(), interface))
     }
 
-    /// `None`: there is no such interface, or none any more.
-    fn link(&self, interface: u32) -> Result<Option<OwnedFd>, BpfError> {
-        match calls::link_create(self.program.as_fd(), interface) {
-            Ok(link) => Ok(Some(link)),
-            Err(error) => match error.raw_os_error() {
-                Some(libc::ENODEV) => Ok(None),
-                Some(libc::EINVAL) => Err(BpfError::TooOld),
-                _ => Err(BpfError::failed("attaching the program")(error)),
-            },
+    /// Takes the program off all interfaces.
+    pub fn detach(&self) {
+        match &mut *self.hook() {
+            Hook::Tcx(links) => links.clear(),
+            Hook::Clsact(clsact) => clsact.detach(),
         }
+    }
+
+    fn hook(&self) -> MutexGuard<'_, Hook> {
+        self.hook.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Forwards a flow in the kernel from now on.
@@ -143,6 +152,45 @@ impl FastPath {
     fn entries(&self, ways: &Ways) -> io::Result<(&Map, Entry, Entry)> {
         let (up, down) = ways.entries().ok_or(io::ErrorKind::InvalidInput)?;
         Ok((if ways.endpoint.is_ipv4() { &self.ipv4 } else { &self.ipv6 }, up, down))
+    }
+}
+
+impl Hook {
+    /// Tries an interface that is not there, so what is missing shows before anything is attached.
+    fn open(program: BorrowedFd<'_>, may_use_tcx: bool) -> Result<Self, BpfError> {
+        let has_links = || match calls::link_create(program, NO_INTERFACE) {
+            Ok(_) => true,
+            Err(error) => error.raw_os_error() != Some(libc::EINVAL),
+        };
+        let mut hook = match may_use_tcx && has_links() {
+            true => Self::Tcx(BTreeMap::new()),
+            false => Self::Clsact(Clsact::open(program)?),
+        };
+        hook.attach(program, NO_INTERFACE)?;
+        Ok(hook)
+    }
+
+    fn retain(&mut self, found: &BTreeSet<u32>) {
+        match self {
+            Self::Tcx(links) => links.retain(|interface, _| found.contains(interface)),
+            Self::Clsact(clsact) => clsact.retain(found),
+        }
+    }
+
+    /// Does nothing for an interface that is not there.
+    fn attach(&mut self, program: BorrowedFd<'_>, interface: u32) -> Result<(), BpfError> {
+        let attached = match self {
+            Self::Tcx(links) if links.contains_key(&interface) => Ok(()),
+            Self::Tcx(links) => {
+                calls::link_create(program, interface).map(|link| _ = links.insert(interface, link))
+            }
+            Self::Clsact(clsact) => clsact.attach(interface),
+        };
+        attached.or_else(|error| match error.raw_os_error() {
+            Some(libc::ENODEV) => Ok(()),
+            Some(libc::ENOENT) => Err(BpfError::NoHook),
+            _ => Err(BpfError::failed("attaching the program")(error)),
+        })
     }
 }
 

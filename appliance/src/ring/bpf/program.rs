@@ -148,6 +148,18 @@ pub fn program(ipv4: i32, ipv6: i32) -> Vec<Instruction> {
     code.finish()
 }
 
+/// Goes on with the program that stands in the array with this descriptor. If there is none, the
+/// packet goes on.
+pub fn stub(programs: i32) -> Vec<Instruction> {
+    let mut code = Assembler::default();
+    code.load_map(R2, programs);
+    code.set(R3, 0);
+    code.call(Helper::TailCall);
+    code.set(R0, GO_ON);
+    code.exit();
+    code.finish()
+}
+
 /// `R6`: the packet. From `look_up` on, `R7`: the entry. `R8`: bytes from the IP header on. `R9`:
 /// bytes from the UDP header on.
 fn forward(code: &mut Assembler, ip: Version, map: i32, (go_on, drop): (Label, Label)) {
