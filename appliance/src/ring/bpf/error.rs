@@ -19,6 +19,11 @@ pub enum BpfError {
     )]
     NoHook,
     #[error(
+        "{0}: this process may not open netlink sockets: permit AF_NETLINK \
+         (`RestrictAddressFamilies=AF_NETLINK` in a systemd unit)"
+    )]
+    NoNetlink(&'static str),
+    #[error(
         "the kernel looks up no routes for the program: run `sysctl net.ipv4.conf.lo.forwarding=1` \
          or `sysctl net.ipv6.conf.lo.forwarding=1`, whichever IP version the flows have"
     )]
@@ -37,6 +42,7 @@ impl BpfError {
     pub fn failed(what: &'static str) -> impl Fn(io::Error) -> Self {
         move |source| match source.raw_os_error() {
             Some(libc::EPERM | libc::EACCES) => Self::Forbidden(what),
+            Some(libc::EAFNOSUPPORT) => Self::NoNetlink(what),
             _ => Self::Failed { what, source },
         }
     }
@@ -65,3 +71,20 @@ pub fn load_again(error: io::Error, code: &[Instruction]) -> Result<OwnedFd, Bpf
 const LOG: usize = 1 << 20;
 /// Lines of it that an error shows.
 const LINES: usize = 6;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_say_what_to_change() {
+        let text = |errno| {
+            let error = BpfError::failed("attaching")(io::Error::from_raw_os_error(errno));
+            error.to_string()
+        };
+        assert!(text(libc::EPERM).contains("CAP_BPF and CAP_NET_ADMIN"));
+        // What `RestrictAddressFamilies=` of systemd.exec(5) answers.
+        assert!(text(libc::EAFNOSUPPORT).contains("RestrictAddressFamilies=AF_NETLINK"));
+        assert!(text(libc::ENOMEM).starts_with("attaching: "));
+    }
+}

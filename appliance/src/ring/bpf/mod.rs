@@ -74,6 +74,7 @@ impl FastPath {
     /// Those of [`Self::open`].
     pub fn probe(may_use_tcx: bool) -> Result<&'static str, BpfError> {
         let loaded = Self::load(1, may_use_tcx)?;
+        find_interfaces()?;
         Ok(match &*loaded.hook() {
             Hook::Tcx(_) => "tcx",
             Hook::Clsact(_) => "clsact",
@@ -103,7 +104,7 @@ impl FastPath {
     ///
     /// The kernel refuses the program at an interface that is there.
     pub fn attach(&self) -> Result<(), BpfError> {
-        let found = interfaces::ethernet().map_err(BpfError::failed("the interfaces"))?;
+        let found = find_interfaces()?;
         let mut hook = self.hook();
         hook.retain(&found);
         found.into_iter().try_for_each(|interface| hook.attach(self.program.as_fd(), interface))
@@ -192,6 +193,10 @@ impl Hook {
             _ => Err(BpfError::failed("attaching the program")(error)),
         })
     }
+}
+
+fn find_interfaces() -> Result<BTreeSet<u32>, BpfError> {
+    interfaces::ethernet().map_err(BpfError::failed("the interfaces"))
 }
 
 /// Whether the kernel's route look-up answers programs that ask for packets of this machine itself.
