@@ -18,6 +18,9 @@ use ringway::ring::listen::open::open_listeners;
 use ringway::ring::{Features, Ring, Turn};
 use ringway::stats::counters::Counters;
 
+pub(crate) const CLIENT: Side = Side::Client;
+pub(crate) const ENDPOINT: Side = Side::Endpoint;
+
 pub(crate) const LIMITS: Limits = Limits {
     sessions: 256,
     flows: 64,

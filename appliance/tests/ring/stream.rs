@@ -8,10 +8,7 @@ use std::time::Duration;
 use config_sync::table::routing::Limits;
 use ringway::contract::{Event, Mode, Op, Side, Stop, Token, Why};
 
-use crate::harness::{Driver, LIMITS, noise};
-
-const CLIENT: Side = Side::Client;
-const ENDPOINT: Side = Side::Endpoint;
+use crate::harness::{CLIENT, Driver, ENDPOINT, LIMITS, noise};
 
 /// The next `Moved` of a direction.
 fn moved(driver: &mut Driver, token: Token, way: Side) -> (u32, u32, u32, Stop) {
