@@ -170,16 +170,13 @@ fn of_sources(table: &RoutingTable) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use config_sync::check::parse_for;
     use config_sync::compile::compile;
     use config_sync::compile::names::Names;
     use config_sync::machine::Machine;
+    use config_sync::model::config::Config;
+    use config_sync::model::tls::Termination;
     use config_sync::table::routing::ListenerId;
-    use config_sync::table::terminator::{Certificates, Terminator};
-    use rustls::ServerConfig;
-    use rustls::crypto::aws_lc_rs::default_provider;
 
     use super::*;
 
@@ -192,8 +189,8 @@ mod tests {
         bulk_bytes: 8 << 20,
     };
 
-    /// The table of a listener for TCP or TLS, with these keys, and of a backend with some more.
-    fn table(protocol: &str, keys: &str, of_backend: &str) -> RoutingTable {
+    /// A listener for TCP or TLS, with these keys, and a backend with some more.
+    fn config(protocol: &str, keys: &str, of_backend: &str) -> Config {
         let machine = Machine { cores: vec![0], congestion: Vec::new() };
         let text = format!(
             "[[listeners]]\nname = \"l\"\nprotocol = \"{protocol}\"\n\
@@ -201,19 +198,22 @@ mod tests {
              [[routes]]\nname = \"r\"\nlisteners = [\"l\"]\nbackends = [{{ name = \"b\" }}]\n\
              [[backends]]\nname = \"b\"\nendpoints = [\"10.0.0.1:80\"]\n{of_backend}\n"
         );
-        let config = parse_for("f", &text, &machine).unwrap_or_else(|why| panic!("{why}"));
-        compile(&config, &mut Names::new(), 1).unwrap_or_else(|why| panic!("{why}"))
+        parse_for("f", &text, &machine).unwrap_or_else(|why| panic!("{why}"))
     }
 
-    fn terminator() -> Arc<Terminator> {
-        let certificates = Arc::new(Certificates::new([0; 4], None, None));
-        let config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
-            .with_safe_default_protocol_versions()
-            .expect("versions")
-            .with_no_client_auth()
-            .with_cert_resolver(certificates.clone());
-        let config = Arc::new(config);
-        Arc::new(Terminator { config, certificates, client_auth: false, lists_end: None })
+    fn compiled(config: &Config) -> RoutingTable {
+        compile(config, &mut Names::new(), 1).unwrap_or_else(|why| panic!("{why}"))
+    }
+
+    fn table(protocol: &str, keys: &str, of_backend: &str) -> RoutingTable {
+        compiled(&config(protocol, keys, of_backend))
+    }
+
+    /// The table of a listener where TLS ends.
+    fn terminating(keys: &str) -> RoutingTable {
+        let mut config = config("TLS", keys, "");
+        config.listeners[0].tls = Some(Termination::default());
+        compiled(&config)
     }
 
     fn noted(table: &RoutingTable) -> Start {
@@ -265,9 +265,9 @@ mod tests {
     fn sessions_with_tls_are_those_that_the_listeners_let_in() {
         let all = u64::from(2 * LIMITS.sessions);
         let with_tls = |table: &RoutingTable| noted(table).needs.with_tls(all);
-        let mut table = table("TLS", "max_sessions = 100", "");
-        assert_eq!(with_tls(&table), 0, "TLS passes through");
-        table.listeners[0].tls = Some(terminator());
+        let passes = table("TLS", "max_sessions = 100", "");
+        assert_eq!(with_tls(&passes), 0, "TLS passes through");
+        let mut table = terminating("max_sessions = 100");
         assert_eq!(with_tls(&table), 200);
         table.listeners[0].max_sessions = 10;
         assert_eq!(with_tls(&table), 10 + u64::from(ENDING));
@@ -280,8 +280,7 @@ mod tests {
 
     #[test]
     fn what_a_table_before_needed_stays_in_the_bound() {
-        let (mut ends, plain) = (table("TLS", "max_sessions = 100", ""), table("TCP", "", ""));
-        ends.listeners[0].tls = Some(terminator());
+        let (mut ends, plain) = (terminating("max_sessions = 100"), table("TCP", "", ""));
         let mut start = noted(&ends);
         let before = most(&start, 2, &LIMITS);
         assert!(before > most(&noted(&plain), 2, &LIMITS) + 200 * of_tls() as u64);

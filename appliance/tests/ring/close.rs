@@ -7,10 +7,10 @@ use std::thread;
 use std::time::Duration;
 
 use config_sync::table::routing::Transport;
-use ringway::contract::{Event, Mode, Op, Origin, Stop, Why};
+use ringway::contract::{Event, Mode, Op, Stop, Why};
 use socket2::SockRef;
 
-use crate::harness::{CLIENT, Driver, ENDPOINT, LIMITS, OPTIONS, alone, session_token};
+use crate::harness::{CLIENT, Driver, ENDPOINT, LIMITS, alone, connect_to, session_token};
 
 #[test]
 fn a_close_is_a_fin_or_a_reset_to_both() {
@@ -86,16 +86,7 @@ fn sessions_leave_nothing_behind() {
         let incoming = driver.accepted();
         let token = session_token(generation % 5, generation);
         driver.act(token, Op::Adopt { incoming });
-        let address = endpoint.local_addr().unwrap();
-        driver.act(
-            token,
-            Op::Connect {
-                address: address.into(),
-                source: Origin::Any,
-                interface: 0,
-                options: OPTIONS,
-            },
-        );
+        driver.act(token, connect_to(endpoint.local_addr().unwrap()));
         driver.event(token, Event::Connected);
         let (mut accepted, _) = endpoint.accept().unwrap();
         if generation % 3 == 0 {

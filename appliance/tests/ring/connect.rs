@@ -6,7 +6,7 @@ use config_sync::table::routing::Transport;
 use ringway::contract::{Event, Op, Origin, Token, Why};
 use socket2::{Domain, Socket, Type};
 
-use crate::harness::{Driver, LIMITS, OPTIONS, session_token};
+use crate::harness::{Driver, LIMITS, OPTIONS, connect_to, session_token};
 
 /// Makes an adopted session without an endpoint.
 fn client_only(driver: &mut Driver) -> (Token, TcpStream) {
@@ -24,10 +24,7 @@ fn a_refused_endpoint_can_be_followed_by_another() {
     let mut driver = Driver::new(LIMITS);
     let (token, _client) = client_only(&mut driver);
     let gone = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    driver.act(
-        token,
-        Op::Connect { address: gone.into(), source: Origin::Any, interface: 0, options: OPTIONS },
-    );
+    driver.act(token, connect_to(gone));
     driver.event(token, Event::ConnectFailed { why: Why::Refused });
     let endpoint = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = endpoint.local_addr().unwrap();
@@ -81,12 +78,7 @@ fn an_attempt_can_be_abandoned_or_closed_while_under_way() {
     full.listen(0).unwrap();
     let address = full.local_addr().unwrap().as_socket().unwrap();
     let _filler = TcpStream::connect(address).unwrap();
-    let connect = Op::Connect {
-        address: address.into(),
-        source: Origin::Any,
-        interface: 0,
-        options: OPTIONS,
-    };
+    let connect = connect_to(address);
     driver.act(token, connect);
     driver.act(token, Op::Abandon);
     driver.event(token, Event::ConnectFailed { why: Why::Abandoned });

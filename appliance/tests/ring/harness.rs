@@ -185,15 +185,7 @@ impl Driver {
         let token = session_token(slot, generation);
         self.act(token, Op::Adopt { incoming });
         let address = endpoint.local_addr().unwrap();
-        self.act(
-            token,
-            Op::Connect {
-                address: address.into(),
-                source: Origin::Any,
-                interface: 0,
-                options: OPTIONS,
-            },
-        );
+        self.act(token, connect_to(address));
         self.event(token, Event::Connected);
         let (accepted, _) = endpoint.accept().unwrap();
         for stream in [&client, &accepted] {
@@ -245,6 +237,12 @@ impl Driver {
 
 pub(crate) fn session_token(slot: u32, generation: u32) -> Token {
     Token { kind: Kind::Session, slot, generation }
+}
+
+/// An op that connects to an endpoint from any address, by any interface.
+pub(crate) fn connect_to(address: SocketAddr) -> Op {
+    let address = address.into();
+    Op::Connect { address, source: Origin::Any, interface: 0, options: OPTIONS }
 }
 
 /// Opens listening sockets. If the address has a port, this process already has a socket on that

@@ -5,17 +5,16 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::http::Method;
-use config_sync::check::parse;
-use config_sync::gateway::follow::cluster::{Cluster, Options};
+use config_sync::gateway::follow::cluster::Cluster;
 use config_sync::gateway::objects::CONTROLLER;
 use config_sync::gateway::translate::Translation;
-use config_sync::model::config::Config;
 use k8s_openapi::api::events::v1::Event;
 use kube::Api;
 use kube::api::ListParams;
 use serde_json::json;
 
 use super::fake::{ApiServer, GROUP, object, until};
+use super::options;
 
 /// A class, and a Gateway named `gateway` with one TCP listener in each namespace.
 async fn server(namespaces: &[&str]) -> ApiServer {
@@ -38,21 +37,7 @@ async fn server(namespaces: &[&str]) -> ApiServer {
 }
 
 async fn cluster(server: &ApiServer) -> (Cluster, Arc<Translation>) {
-    let base: Config = parse("base", "").unwrap_or_else(|problems| panic!("{problems}"));
-    let options = Options {
-        kubeconfig: None,
-        namespaces: Vec::new(),
-        controller_name: CONTROLLER.into(),
-        address_pool: vec!["10.99.0.0/24".parse().expect("a network")],
-        node_addresses: Vec::new(),
-        node_name: None,
-        zone: None,
-        external_names: false,
-        identity: "a".into(),
-        lease_namespace: None,
-        base,
-    };
-    let mut cluster = Cluster::with_client(server.client(), options);
+    let mut cluster = Cluster::with_client(server.client(), options("a"));
     let mut translation = None;
     until("a translation is done", || {
         translation = cluster.translated();

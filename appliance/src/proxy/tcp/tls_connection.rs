@@ -417,20 +417,22 @@ mod tests {
 
     use super::*;
 
+    fn no_certificates() -> Arc<Certificates> {
+        Arc::new(Certificates::new([0; 4], None, None))
+    }
+
+    fn terminator(config: ServerConfig) -> Terminator {
+        let config = Arc::new(config);
+        Terminator { config, certificates: no_certificates(), client_auth: false, lists_end: None }
+    }
+
     fn conn() -> Conn {
-        let certificates = Arc::new(Certificates::new([0; 4], None, None));
         let config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
             .with_safe_default_protocol_versions()
             .expect("versions")
             .with_no_client_auth()
-            .with_cert_resolver(certificates.clone());
-        let terminator = Terminator {
-            config: Arc::new(config),
-            certificates,
-            client_auth: false,
-            lists_end: None,
-        };
-        Conn::terminate(&terminator).expect("a connection")
+            .with_cert_resolver(no_certificates());
+        Conn::terminate(&terminator(config)).expect("a connection")
     }
 
     /// The protocol that an endpoint with these protocols and the gateway agree on, for a client
@@ -454,9 +456,6 @@ mod tests {
             .with_single_cert(shown, key.expect("a key"))
             .expect("a certificate");
         server.alpn_protocols = bytes(endpoint);
-        let certificates = Arc::new(Certificates::new([0; 4], None, None));
-        let config = Arc::new(server);
-        let terminator = Terminator { config, certificates, client_auth: false, lists_end: None };
         let mut roots = rustls::RootCertStore::empty();
         roots.add(made.cert.der().clone()).expect("a root");
         let config = rustls::ClientConfig::builder_with_provider(provider)
@@ -467,7 +466,7 @@ mod tests {
         let server_name = "db.test".try_into().expect("a name");
         let with = Originator { config: Arc::new(config), server_name, alpn: asked.map(bytes) };
         let mut near = Conn::originate(&with, agreed)?;
-        let mut far = Conn::terminate(&terminator)?;
+        let mut far = Conn::terminate(&terminator(server))?;
         let (mut plain, mut scratch) = (Vec::new(), Vec::new());
         let mut coming = Vec::new();
         while near.is_handshaking() || far.is_handshaking() {
