@@ -20,7 +20,7 @@ mod servers;
 pub use cgroup::Cgroup;
 pub use clients::{
     Lines, Pattern, alert, client_hello, closed_without_a_byte, connect, connect_from, exchange,
-    limited, program, udp_client, udp_from, was_reset,
+    has_answer, limited, program, session, udp_client, udp_from, was_reset,
 };
 pub use gateway::{Gateway, Launch, LogLine, Metrics, run_verb};
 pub use imposter::Imposter;
@@ -29,7 +29,7 @@ pub use namespace::Namespace;
 pub use nsd::Nsd;
 pub use player::{Player, play, witness};
 pub use postgres::Postgres;
-pub use servers::{Daemon, Server, accept_full, echo};
+pub use servers::{Daemon, Server, accept_full, echo, parrot};
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::PathBuf;

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
 use ringway_tests::pki::Pki;
-use ringway_tests::real::config::{backend, listener, route};
+use ringway_tests::real::config::{forward_as, listener, route};
 use ringway_tests::real::{
     Daemon, Folder, Gateway, Launch, Pattern, Postgres, Server, SetWhenDropped, amount,
     client_hello, connect, echo, free_address, now, program, udp_client, wait_until,
@@ -193,9 +193,7 @@ impl World {
         let at = Listening { echo: a, udp: b, tls: c, ends: d, postgres: e, redis: f, iperf3: g };
         let part =
             |(name, protocol, from, to, options): (&str, &str, SocketAddr, SocketAddr, &str)| {
-                listener(name, protocol, from, options)
-                    + &route(name, name, &[(name, 1)], "")
-                    + &backend(name, [to], "")
+                forward_as(name, protocol, from, [to], options)
             };
         let config = [
             ("echo", "TCP", at.echo, echoes.address, "limit_source = { sessions = 500 }"),

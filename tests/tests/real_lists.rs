@@ -5,20 +5,12 @@ use std::net::TcpStream;
 use std::process::{Command, Stdio};
 
 use ringway_tests::pki::Pki;
-use ringway_tests::real::config::{backend, listener, route};
+use ringway_tests::real::config::{backend, forward_as, listener, route};
 use ringway_tests::real::{
     Folder, Gateway, Launch, Server, binary, closed_without_a_byte, connect, echo, free_address,
-    udp_client, wait_until,
+    session, udp_client, wait_until,
 };
 use serde_json::Value;
-
-/// A session that relays: a byte has gone both ways.
-fn session(address: std::net::SocketAddr) -> TcpStream {
-    let mut stream = connect(address);
-    stream.write_all(b"x").expect("sending");
-    stream.read_exact(&mut [0]).expect("the echo");
-    stream
-}
 
 /// The row of this name.
 fn row(gateway: &Gateway, list: &str, name: &str) -> Value {
@@ -136,9 +128,7 @@ fn carries(address: std::net::SocketAddr, bytes: usize) -> TcpStream {
 fn sessions_are_sorted_and_filtered_by_what_they_did() {
     let server = Server::tcp(echo);
     let address = free_address();
-    let config = listener("web", "TCP", address, "")
-        + &route("web", "web", &[("web", 1)], "")
-        + &backend("web", [server.address], "");
+    let config = forward_as("web", "TCP", address, [server.address], "");
     let gateway = Launch::default().socket().start(&config);
     let _sessions: Vec<_> = [3_000, 1, 9_000, 700].map(|bytes| carries(address, bytes)).into();
     let bytes = |words: &[&str]| -> Vec<u64> {
@@ -174,11 +164,7 @@ fn sessions_are_sorted_and_filtered_by_what_they_did() {
 fn what_has_left_the_configuration_is_listed_while_it_has_sessions() {
     let (one, two) = (Server::tcp(echo), Server::tcp(echo));
     let (first, second) = (free_address(), free_address());
-    let part = |name: &str, at, to| {
-        listener(name, "TCP", at, "")
-            + &route(name, name, &[(name, 1)], "")
-            + &backend(name, [to], "")
-    };
+    let part = |name: &str, at, to| forward_as(name, "TCP", at, [to], "");
     let (a, b) = (part("a", first, one.address), part("b", second, two.address));
     let gateway = Launch::default().socket().start(&(a.clone() + &b));
     let session = session(second);
@@ -255,9 +241,7 @@ fn certificates_are_listed_with_their_ends_and_sources() {
     let tls = format!(
         "tls = {{ mode = \"Terminate\", certificates = [{{ cert = {cert:?}, key = {key:?} }}] }}"
     );
-    let config = listener("db", "TLS", free_address(), &tls)
-        + &route("db", "db", &[("db", 1)], "")
-        + &backend("db", [server.address], "");
+    let config = forward_as("db", "TLS", free_address(), [server.address], &tls);
     let gateway = Launch::default().socket().start(&config);
     let all = gateway.asks(&["certificates"]);
     let [row] = all.as_array().expect("a list").as_slice() else { panic!("one: {all}") };
@@ -275,9 +259,7 @@ fn certificates_are_listed_with_their_ends_and_sources() {
 fn a_watch_shows_a_list_again_and_ends_when_nobody_reads() {
     let server = Server::tcp(echo);
     let address = free_address();
-    let config = listener("a", "TCP", address, "")
-        + &route("a", "a", &[("a", 1)], "")
-        + &backend("a", [server.address], "");
+    let config = forward_as("a", "TCP", address, [server.address], "");
     let gateway = Launch::default().socket().start(&config);
     let mut watch = Command::new(binary())
         .args(["listeners", "--watch", "--json", "--admin"])

@@ -1,12 +1,12 @@
 //! What each source of clients may have, through the binary, over two workers.
 
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::net::{SocketAddr, TcpStream};
 
 use ringway_tests::real::config::{backend, forward, listener, route};
 use ringway_tests::real::{
-    Gateway, Launch, Server, client_hello, connect_from, echo, free_address, now, udp_from,
-    wait_until,
+    Gateway, Launch, Server, client_hello, connect_from, echo, free_address, has_answer, now,
+    udp_from, wait_until,
 };
 
 /// The connection, if the gateway lets it in.
@@ -133,13 +133,6 @@ fn the_source_is_the_client_that_a_proxy_names() {
     assert!(one.is_some() && other.is_some());
     assert!(served("127.0.0.1", address, &header("192.0.2.2")).is_none());
     assert_eq!(refused(&gateway), 1);
-}
-
-fn has_answer(socket: &UdpSocket) -> bool {
-    (0..3).any(|_| {
-        socket.send(b"ping").expect("sending");
-        socket.recv(&mut [0; 64]).is_ok()
-    })
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
-use ringway_tests::real::config::{backend, listener, route};
+use ringway_tests::real::config::forward_as;
 use ringway_tests::real::{
     Daemon, Gateway, Launch, LogLine, Nsd, Player, Postgres, Server, SetWhenDropped, amount,
     connect, echo, free_address, now, play, program, wait_until, witness,
@@ -75,11 +75,8 @@ fn redis(at: SocketAddr) -> Daemon {
 type End<'a> = (&'a str, &'a str, SocketAddr, SocketAddr, &'a str);
 
 fn start(ends: [End<'_>; 7]) -> Gateway {
-    let parts = ends.map(|(name, protocol, from, to, keys)| {
-        listener(name, protocol, from, keys)
-            + &route(name, name, &[(name, 1)], "")
-            + &backend(name, [to], "")
-    });
+    let parts =
+        ends.map(|(name, protocol, from, to, keys)| forward_as(name, protocol, from, [to], keys));
     Launch::default().socket().start(&("drain_timeout = \"300s\"\n".to_owned() + &parts.concat()))
 }
 

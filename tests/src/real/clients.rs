@@ -39,6 +39,14 @@ fn reset_connection() -> TcpStream {
     stream
 }
 
+/// A session that relays: a byte has gone both ways.
+pub fn session(address: SocketAddr) -> TcpStream {
+    let mut stream = connect(address);
+    stream.write_all(b"x").expect("sending");
+    stream.read_exact(&mut [0]).expect("the echo");
+    stream
+}
+
 /// A UDP socket of its own port that talks only to `address`.
 pub fn udp_client(address: SocketAddr) -> UdpSocket {
     let any: SocketAddr = if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }.parse().expect("");
@@ -69,6 +77,14 @@ pub fn udp_from(source: &str, to: SocketAddr) -> UdpSocket {
     socket.connect(to).expect("connecting");
     socket.set_read_timeout(Some(Duration::from_millis(500))).expect("a timeout");
     socket
+}
+
+/// Whether one of three datagrams is answered before a read of the socket ends.
+pub fn has_answer(socket: &UdpSocket) -> bool {
+    (0..3).any(|_| {
+        socket.send(b"ping").expect("sending");
+        socket.recv(&mut [0; 64]).is_ok()
+    })
 }
 
 /// Sends `bytes` and a FIN, and returns everything that came back, or why it did not come: nobody

@@ -11,10 +11,21 @@ pub fn forward(
     to: impl IntoIterator<Item = SocketAddr>,
     options: &str,
 ) -> String {
+    forward_as("main", protocol, from, to, options)
+}
+
+/// The same with another name.
+pub fn forward_as(
+    name: &str,
+    protocol: &str,
+    from: SocketAddr,
+    to: impl IntoIterator<Item = SocketAddr>,
+    options: &str,
+) -> String {
     let keys = if protocol == "UDP" { in_kernel::keys("") } else { "" };
-    listener("main", protocol, from, options)
-        + &route("main", "main", &[("main", 1)], "")
-        + &plain_backend("main", to, keys)
+    listener(name, protocol, from, options)
+        + &route(name, name, &[(name, 1)], "")
+        + &plain_backend(name, to, keys)
 }
 
 /// `options`: further lines of the listener's table.

@@ -156,6 +156,14 @@ pub fn echo(mut stream: TcpStream) {
     }
 }
 
+/// Reads to the end, and then sends everything back.
+pub fn parrot(mut stream: TcpStream) {
+    let mut bytes = Vec::new();
+    if stream.read_to_end(&mut bytes).is_ok() {
+        let _ = stream.write_all(&bytes);
+    }
+}
+
 /// A real server program, killed by its pid when dropped.
 #[derive(Debug)]
 pub struct Daemon(Child);

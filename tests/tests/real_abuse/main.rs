@@ -23,7 +23,7 @@ use std::time::Duration;
 use floods::{connect, connects, datagrams, garbage, offender, slow, slow_hellos, source};
 use honest::{Asked, SOURCE, Served, ask_until};
 use ringway_tests::pki::Pki;
-use ringway_tests::real::config::{backend, listener, route};
+use ringway_tests::real::config::forward_as;
 use ringway_tests::real::{
     Folder, Gateway, Launch, Server, SetWhenDropped, amount, client_hello, echo, free_address,
     in_own_network, wait_until,
@@ -141,9 +141,7 @@ impl World {
             ("proxied", "TCP", proxied, echoes.address, proxies),
             ("udp", "UDP", udp, answers.address, &flows),
         ] {
-            config += &(listener(name, protocol, address, options)
-                + &route(name, name, &[(name, 1)], "")
-                + &backend(name, [to], ""));
+            config += &forward_as(name, protocol, address, [to], options);
         }
         let gateway = Launch::default().socket().start(&config);
         Self {

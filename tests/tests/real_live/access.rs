@@ -7,10 +7,8 @@ use std::os::unix::net::UnixListener;
 
 use ringway_tests::real::config::forward;
 use ringway_tests::real::{
-    Folder, Gateway, Launch, Server, echo, free_address, run_verb, wait_until, was_reset,
+    Folder, Gateway, Launch, Server, echo, free_address, run_verb, session, wait_until, was_reset,
 };
-
-use crate::session;
 
 #[test]
 fn only_the_socket_and_the_token_may_change_things() {

@@ -8,18 +8,10 @@ mod top;
 mod why;
 
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 
 use ringway_tests::real::{Server, connect, echo};
 use serde_json::Value;
-
-/// A session that relays: a byte has gone both ways.
-fn session(address: SocketAddr) -> TcpStream {
-    let mut stream = connect(address);
-    stream.write_all(b"x").expect("sending");
-    stream.read_exact(&mut [0]).expect("the echo");
-    stream
-}
 
 fn text<'v>(row: &'v Value, field: &str) -> &'v str {
     row.get(field).and_then(Value::as_str).unwrap_or_else(|| panic!("no {field} in {row}"))

@@ -5,10 +5,12 @@ use std::io::{Read as _, Write as _};
 use std::net::{TcpStream, UdpSocket};
 
 use ringway_tests::real::config::{backend, forward, listener, route};
-use ringway_tests::real::{Gateway, Launch, Server, echo, free_address, udp_client, was_reset};
+use ringway_tests::real::{
+    Gateway, Launch, Server, echo, free_address, session, udp_client, was_reset,
+};
 use serde_json::Value;
 
-use crate::{rows, session, text};
+use crate::{rows, text};
 
 #[test]
 fn the_name_of_an_endpoint_is_in_lists_and_in_the_log() {

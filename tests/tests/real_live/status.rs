@@ -1,9 +1,9 @@
 //! How the gateway fares.
 
 use ringway_tests::real::config::forward;
-use ringway_tests::real::{Launch, Server, echo, free_address, wait_until};
+use ringway_tests::real::{Launch, Server, echo, free_address, session, wait_until};
 
-use crate::{session, text};
+use crate::text;
 
 #[test]
 fn status_says_how_the_gateway_fares_and_why_a_configuration_was_refused() {

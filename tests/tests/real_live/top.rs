@@ -3,9 +3,9 @@
 use std::io::{Read as _, Write as _};
 
 use ringway_tests::real::config::{backend, forward, listener, route};
-use ringway_tests::real::{Launch, Server, connect, echo, free_address};
+use ringway_tests::real::{Launch, Server, connect, echo, free_address, session};
 
-use crate::{rows, session};
+use crate::rows;
 
 #[test]
 fn top_counts_listeners_endpoints_and_clients() {

@@ -4,7 +4,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-use ringway_tests::real::config::{backend, forward, listener, route};
+use ringway_tests::real::config::{backend, forward, forward_as, listener, route};
 use ringway_tests::real::{
     Gateway, Launch, Server, client_hello, connect, echo, free_address, wait_until,
 };
@@ -25,9 +25,13 @@ fn why_says_where_a_session_goes_and_the_session_goes_there() {
     let (address, taken) = (free_address(), free_address());
     let config = forward("TCP", address, servers.iter().map(|server| server.address), "")
         + "balance = \"source-port-hash\"\n"
-        + &listener("turns", "TCP", taken, "")
-        + &route("turns", "turns", &[("turns", 1)], "")
-        + &backend("turns", servers.iter().take(2).map(|server| server.address), "");
+        + &forward_as(
+            "turns",
+            "TCP",
+            taken,
+            servers.iter().take(2).map(|server| server.address),
+            "",
+        );
     let gateway = Launch::default().socket().start(&config);
     for _ in 0..8 {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
@@ -67,9 +71,7 @@ const NOBODY: [SocketAddr; 0] = [];
 fn why_says_which_endpoint_comes_last_and_each_backends_reason() {
     let (server, dead) = (tagged(b'a'), free_address());
     let (address, shut) = (free_address(), free_address());
-    let config = listener("main", "TCP", address, "")
-        + &route("main", "main", &[("main", 1)], "")
-        + &backend("main", [server.address, dead], "")
+    let config = forward("TCP", address, [server.address, dead], "")
         + &listener("shut", "TCP", shut, "")
         + &route("shut", "shut", &[("none", 1), ("void", 1)], "")
         + &backend("none", NOBODY, "")

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use ringway_tests::real::config::{backend, listener, route};
+use ringway_tests::real::config::forward_as;
 use ringway_tests::real::{
     Folder, Server, binary, connect, connect_from, echo, exchange, free_address, run_verb,
     udp_client, wait_for, wait_until,
@@ -59,12 +59,8 @@ impl Play {
             free_address(),
             folder.file("admin.sock").display(),
             folder.file("access.log").display(),
-        ) + &listener("tcp", "TCP", tcp, "")
-            + &route("tcp", "tcp", &[("tcp", 1)], "")
-            + &backend("tcp", [servers.0.address], "")
-            + &listener("udp", "UDP", udp, "")
-            + &route("udp", "udp", &[("udp", 1)], "")
-            + &backend("udp", [servers.1.address], "");
+        ) + &forward_as("tcp", "TCP", tcp, [servers.0.address], "")
+            + &forward_as("udp", "UDP", udp, [servers.1.address], "");
         let file = folder.write("ringway.toml", &config);
         let stderr = std::fs::File::create(folder.file("stderr")).expect("a file");
         let new = Command::new(binary())

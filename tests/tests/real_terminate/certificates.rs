@@ -5,9 +5,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use ringway_tests::real::config::backend;
-use ringway_tests::real::{Gateway, Launch, SetWhenDropped, free_address, wait_until};
+use ringway_tests::real::{
+    Gateway, Launch, Server, SetWhenDropped, free_address, parrot, wait_until,
+};
 
-use crate::{Files, parrot, tagged, terminate};
+use crate::{Files, tagged, terminate};
 
 #[test]
 fn without_session_tickets_every_handshake_is_a_full_one() {
@@ -72,7 +74,7 @@ fn sessions_are_resumed_after_upgrades() {
 
 #[test]
 fn an_expired_certificate_is_warned_of() {
-    let (files, server, address) = (Files::new(), parrot(), free_address());
+    let (files, server, address) = (Files::new(), Server::tcp(parrot), free_address());
     let old = files.write("old", &files.pki.issue_until(&["a.example.com"], 2001));
     let config = terminate(address, &format!("certificates = [{old}]"))
         + &backend("main", [server.address], "");
@@ -85,7 +87,7 @@ fn an_expired_certificate_is_warned_of() {
 
 #[test]
 fn certificates_are_renewed_under_load_without_a_failure() {
-    let (files, server, address) = (Files::new(), parrot(), free_address());
+    let (files, server, address) = (Files::new(), Server::tcp(parrot), free_address());
     let a = files.write("a", &files.pki.issue_until(&["a.example.com"], 3000));
     let config = terminate(address, &format!("certificates = [{a}]"))
         + &backend("main", [server.address], "");

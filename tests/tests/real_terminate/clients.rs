@@ -6,10 +6,10 @@ use std::thread;
 
 use ringway_tests::pki::Pki;
 use ringway_tests::real::config::{backend, forward, listener, route};
-use ringway_tests::real::{Folder, Gateway, Server, echo, free_address, program};
+use ringway_tests::real::{Folder, Gateway, Server, echo, free_address, parrot, program};
 use rustls::NamedGroup;
 
-use crate::{Client, Files, parrot, secure_server, tagged, terminate};
+use crate::{Client, Files, secure_server, tagged, terminate};
 
 #[test]
 fn openssl_gets_the_certificate_of_its_name_in_both_versions() {
@@ -158,7 +158,7 @@ fn alpn_matches_in_the_servers_order_or_the_client_is_refused() {
 
 #[test]
 fn a_handshake_that_takes_too_long_is_closed() {
-    let (files, server, address) = (Files::new(), parrot(), free_address());
+    let (files, server, address) = (Files::new(), Server::tcp(parrot), free_address());
     let a = files.issue("a", &["a.example.com"]);
     let keys = format!("certificates = [{a}]");
     let config = terminate(address, &keys).replace("tls =", "hello_timeout = \"1s\"\ntls =")
@@ -177,7 +177,7 @@ fn a_handshake_that_takes_too_long_is_closed() {
 
 #[test]
 fn a_hello_cut_at_every_byte_is_the_same_hello() {
-    let (files, server, address) = (Files::new(), parrot(), free_address());
+    let (files, server, address) = (Files::new(), Server::tcp(parrot), free_address());
     let a = files.issue("a", &["a.example.com"]);
     let config = terminate(address, &format!("certificates = [{a}]"))
         + &backend("main", [server.address], "");
@@ -232,7 +232,7 @@ fn both_modes_share_an_address() {
 /// TCP and UDP beside it know nothing of all this.
 #[test]
 fn a_plain_listener_beside_it_stays_plain() {
-    let (files, server) = (Files::new(), parrot());
+    let (files, server) = (Files::new(), Server::tcp(parrot));
     let (address, plain) = (free_address(), free_address());
     let a = files.issue("a", &["a.example.com"]);
     let tls = terminate(address, &format!("certificates = [{a}]")).replace("main", "tls");

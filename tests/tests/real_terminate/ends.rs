@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use ringway_tests::pki::Issued;
 use ringway_tests::real::config::{backend, listener, route};
-use ringway_tests::real::{Gateway, Pattern, Server, connect, free_address};
+use ringway_tests::real::{Gateway, Pattern, Server, connect, free_address, parrot};
 use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
-use crate::{Files, parrot, terminate};
+use crate::{Files, terminate};
 
 /// close_notify would say that the endpoint had no more to say, and a FIN that this is all of it.
 #[test]
@@ -42,7 +42,7 @@ fn a_session_that_the_gateway_ends_is_cut_off() {
 
 #[test]
 fn half_close_and_large_transfers_both_ways() {
-    let (files, server) = (Files::new(), parrot());
+    let (files, server) = (Files::new(), Server::tcp(parrot));
     let (address, relay) = (free_address(), free_address());
     let a = files.issue("a", &["a.example.com"]);
     let tls =

@@ -134,16 +134,6 @@ fn terminate(address: SocketAddr, keys: &str) -> String {
     listener("main", "TLS", address, &tls) + &route("main", "main", &[("main", 1)], "")
 }
 
-/// Reads to the end, and then says it all back.
-fn parrot() -> Server {
-    Server::tcp(|mut stream| {
-        let mut bytes = Vec::new();
-        if stream.read_to_end(&mut bytes).is_ok() {
-            let _ = stream.write_all(&bytes);
-        }
-    })
-}
-
 /// Says `tag` once something has come, and ends.
 fn tagged(tag: &'static str) -> Server {
     Server::tcp(move |mut stream| {

@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use ringway_tests::real::config::{backend, forward, listener, route};
-use ringway_tests::real::{Gateway, Launch, Server, connect, free_address, wait_until};
+use ringway_tests::real::{Gateway, Launch, Server, connect, free_address, parrot, wait_until};
 
-use crate::{Client, Files, parrot, tagged, terminate};
+use crate::{Client, Files, tagged, terminate};
 
 /// Says something, and hears it again.
 fn talk(mut client: Client) {
@@ -52,7 +52,7 @@ fn files_of(gateway: &Gateway) -> usize {
 
 #[test]
 fn handshakes_that_stop_at_any_step_leave_nothing_behind() {
-    let (files, server, address) = (Files::new(), parrot(), free_address());
+    let (files, server, address) = (Files::new(), Server::tcp(parrot), free_address());
     let a = files.issue("a", &["a.example.com"]);
     let config = terminate(address, &format!("certificates = [{a}]"))
         + &backend("main", [server.address], "");
@@ -78,7 +78,7 @@ fn handshakes_that_stop_at_any_step_leave_nothing_behind() {
 
 #[test]
 fn client_certificates_that_stop_in_the_middle_leave_nothing_behind() {
-    let (files, server, address) = (Files::new(), parrot(), free_address());
+    let (files, server, address) = (Files::new(), Server::tcp(parrot), free_address());
     let a = files.issue("a", &["a.example.com"]);
     let own = files.pki.issue(&["me.example.com"]);
     let keys = format!("certificates = [{a}], client_ca = \"{}\"", files.path("ca.pem"));
@@ -103,7 +103,7 @@ fn client_certificates_that_stop_in_the_middle_leave_nothing_behind() {
 fn what_stops_before_tls_leaves_nothing_behind() {
     const HEADER: &[u8] = b"PROXY TCP4 192.0.2.1 198.51.100.7 56324 443\r\n";
     const REQUEST: &[u8] = &[0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
-    let (files, server, address) = (Files::new(), parrot(), free_address());
+    let (files, server, address) = (Files::new(), Server::tcp(parrot), free_address());
     let a = files.issue("a", &["a.example.com"]);
     let before = "accept_proxy = { from = [\"127.0.0.1\"] }\nstarttls = \"postgres\"\ntls =";
     let config = terminate(address, &format!("certificates = [{a}]")).replace("tls =", before)
@@ -138,7 +138,7 @@ fn what_stops_before_tls_leaves_nothing_behind() {
 /// that leave one that says nothing.
 #[test]
 fn handshakes_with_endpoints_that_stop_leave_nothing_behind() {
-    let (files, good) = (Files::new(), parrot());
+    let (files, good) = (Files::new(), Server::tcp(parrot));
     let (plain, secret) = (free_address(), free_address());
     // Not how many were accepted: the habit of each is to be settled before the next one comes.
     let met = Arc::new(AtomicUsize::new(0));
@@ -196,9 +196,7 @@ fn handshakes_that_stop_keep_nobody_out() {
         let address = free_address();
         let tls = format!("tls = {{ mode = \"Terminate\", certificates = [{certificate}] }}");
         let keys = format!("{tls}\nhello_timeout = \"1h\"\n{limit}");
-        let config = listener("main", "TLS", address, &keys)
-            + &route("main", "main", &[("main", 1)], "")
-            + &backend("main", [server.address], "");
+        let config = forward("TLS", address, [server.address], &keys);
         let gateway = Launch::default().one_worker().start(&config);
         let mut stopped = Vec::new();
         for round in 0..8 {

@@ -5,7 +5,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use ringway_tests::real::config::{backend, forward, listener, route};
+use ringway_tests::real::config::{backend, forward, forward_as, listener, route};
 use ringway_tests::real::{
     Launch, Server, free_address, in_own_network, program, udp_client, wait_until,
 };
@@ -123,12 +123,8 @@ fn sockets_of_ended_flows_are_closed_while_an_older_flow_lives() {
     let [long, short, next] = [(); 3].map(|()| Server::udp_echo());
     let [to_long, to_short] = [(); 2].map(|()| free_address());
     let config = |endpoint| {
-        listener("long", "UDP", to_long, "flow_timeout = \"1h\"")
-            + &route("long", "long", &[("long", 1)], "")
-            + &backend("long", [long.address], "")
-            + &listener("short", "UDP", to_short, "responses = 1")
-            + &route("short", "short", &[("short", 1)], "")
-            + &backend("short", [endpoint], "")
+        forward_as("long", "UDP", to_long, [long.address], "flow_timeout = \"1h\"")
+            + &forward_as("short", "UDP", to_short, [endpoint], "responses = 1")
     };
     let gateway = Launch::default().one_worker().start(&config(short.address));
     let old = udp_client(to_long);
