@@ -20,7 +20,7 @@ mod servers;
 pub use cgroup::Cgroup;
 pub use clients::{
     Lines, Pattern, alert, client_hello, closed_without_a_byte, connect, connect_from, exchange,
-    has_answer, limited, program, session, udp_client, udp_from, was_reset,
+    has_answer, limited, program, session, udp_client, udp_from, was_reset, was_reset_after,
 };
 pub use gateway::{Gateway, Launch, LogLine, Metrics, run_verb};
 pub use imposter::Imposter;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::Command;
@@ -95,7 +95,9 @@ struct Site {
 impl Site {
     fn start(rules: &str) -> Self {
         let tcp = Server::tcp(echo);
-        let resets = Server::tcp(|stream| {
+        let resets = Server::tcp(|mut stream| {
+            // Earlier, the gateway might take the reset for a failed connect.
+            let _ = stream.read_exact(&mut [0]);
             SockRef::from(&stream).set_linger(Some(Duration::ZERO)).expect("an option");
         });
         let udp = Server::udp_echo();

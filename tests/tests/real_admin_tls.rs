@@ -117,8 +117,7 @@ fn the_end_of_the_certificate_is_told() {
     assert_eq!((&row["of"], &row["source"]), (&"admin API".into(), &file.clone().into()), "{row}");
     assert!(row["warning"].as_str().is_some_and(|said| said.contains("expired")), "{row}");
     assert_eq!(gateway.asks(&["status"])["certificates_ending"], 1);
-    let said = gateway.stderr();
-    assert!(said.contains("of the admin API has expired"), "{said}");
+    gateway.says("of the admin API has expired");
     // The file is read again.
     files.keep("gateway", &files.pki.issue(&["127.0.0.1"]));
     wait_until("it is renewed", || gateway.asks(&["status"])["certificates_ending"] == 0);
@@ -177,7 +176,7 @@ fn a_renewed_certificate_is_taken_up() {
     let (done, said) = files.ask(&gateway, &["status"], None);
     assert!(done, "{said}");
     files.folder.write("gateway.pem", "nothing");
-    wait_until("the fault is told", || gateway.stderr().contains("no certificate is in it"));
+    gateway.says("no certificate is in it");
     let (done, said) = files.ask(&gateway, &["status"], None);
     assert!(done, "what was read before stays: {said}");
     let others = Pki::new();

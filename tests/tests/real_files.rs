@@ -89,7 +89,7 @@ fn files_of_a_directory_come_and_go() {
     assert!(echoes(address) && echoes(other));
 
     let bad = gateway.beside("bad.toml", "\nhalf");
-    wait_until("the fault is told by its file", || gateway.stderr().contains("bad.toml:2:5: "));
+    gateway.says("bad.toml:2:5: ");
     std::fs::remove_file(&more).expect("the file");
     // The whole configuration stays as long as one file has a fault.
     let refused = |gateway: &Gateway| gateway.metrics().value("ringway_reload_failures_total", &[]);

@@ -11,26 +11,37 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use ringway_tests::real::config::{backend, listener, route};
 use ringway_tests::real::{
-    Daemon, Folder, Gateway, Server, connect, echo, free_address, udp_client, wait_for, wait_until,
+    Daemon, Folder, Gateway, Launch, Server, connect, echo, free_address, udp_client, wait_for,
+    wait_until,
 };
 use socket2::SockRef;
 
 const CHECK: &str =
     "connect_attempts = 1\nhealth_check = { interval = \"100ms\", fall = 2, rise = 2 }";
 
-/// Says `tag`, and then whatever it is told.
+/// Says `tag` to who asks, and then whatever it is told.
 fn tagged(address: SocketAddr, tag: u8) -> Server {
-    Server::tcp_at(address, move |mut stream| {
-        if stream.write_all(&[tag]).is_ok() {
-            echo(stream);
-        }
-    })
+    Server::tcp_at(address, move |stream| says_tag(stream, tag))
 }
 
+fn says_tag(mut stream: TcpStream, tag: u8) {
+    if stream.read_exact(&mut [0]).is_ok() && stream.write_all(&[tag]).is_ok() {
+        echo(stream);
+    }
+}
+
+/// Resets the session once it is asked. Earlier, the gateway might take the reset for a failed
+/// connect, after which workers let the endpoint rest for 10 s.
+fn resets(mut stream: TcpStream) {
+    _ = stream.read_exact(&mut [0]);
+    _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+}
+
+/// Asks with a byte. Returns the answer, if there is one.
 fn session(address: SocketAddr) -> (Option<u8>, TcpStream) {
     let (mut stream, mut tag) = (connect(address), [0]);
-    let read = stream.read_exact(&mut tag);
-    (read.ok().map(|()| tag[0]), stream)
+    let answer = stream.write_all(b"?").and_then(|()| stream.read_exact(&mut tag));
+    (answer.ok().map(|()| tag[0]), stream)
 }
 
 /// Where new sessions in a row went; `None`: nowhere.
@@ -79,7 +90,7 @@ fn sessions_go_where_checks_are_good() {
     let labels = [("backend", "main"), ("result", "failed")];
     assert!(gateway.metrics().value("ringway_health_checks_total", &labels) >= 2);
     let down = format!("endpoint {a} of backend main is down: connecting to {a}: ");
-    wait_until("why it is down is logged", || gateway.stderr().contains(&down));
+    gateway.says(&down);
 
     gateway.reload(&(config + &backend("more", [b], "")));
     assert_eq!(seen(address), [Some(b'b')].into(), "a reload brings nobody back");
@@ -89,7 +100,7 @@ fn sessions_go_where_checks_are_good() {
     wait_until("the first is back", || seen(address) == both);
     assert_eq!(healthy(&gateway, a), 1);
     let up = format!("endpoint {a} of backend main is up again");
-    wait_until("that it is up is logged", || gateway.stderr().contains(&up));
+    gateway.says(&up);
 
     drop((first, second));
     wait_until("there is no endpoint left", || {
@@ -147,15 +158,14 @@ fn an_endpoint_that_returns_starts_slowly() {
     let config = listener("main", "TCP", address, "")
         + &route("main", "main", &[("main", 1)], "")
         + &backend("main", [a, second.address], &format!("slow_start = \"4s\"\n{CHECK}"));
-    let gateway = Gateway::start(&config);
+    let gateway = Launch::default().socket().start(&config);
     let of_first = |count: u32| (0..count).filter(|_| session(address).0 == Some(b'a')).count();
     assert!((80..=120).contains(&of_first(200)), "at the start all have their whole weights");
     wait_until("the first is checked", || healthy(&gateway, a) == 1);
     drop(first);
-    wait_until("the first is down", || healthy(&gateway, a) == 0);
     // No session must find out: workers would then avoid the endpoint for some time of their own.
-    // The table without the endpoint is out within this time.
-    std::thread::sleep(Duration::from_millis(500));
+    wait_until("the first is down", || healthy(&gateway, a) == 0);
+    wait_until("no worker has it any more", || gateway.asks(&["backends"])[0]["taking"] == 1);
     let first = tagged(a, b'a');
     wait_until("the first is up", || healthy(&gateway, a) == 1);
     wait_until("the first gets something again", || seen(address).contains(&Some(b'a')));
@@ -281,15 +291,9 @@ fn an_endpoint_that_was_ejected_starts_slowly() {
     let second = tagged(anywhere, b'b');
     let fails = Arc::new(AtomicBool::new(false));
     let its = Arc::clone(&fails);
-    let first = Server::tcp(move |mut stream| {
-        if its.load(Ordering::SeqCst) {
-            // Once the gateway has seen the connection: after a failed connect, workers would let
-            // the endpoint rest for 10 s, which is longer than the ejection.
-            std::thread::sleep(Duration::from_millis(100));
-            _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
-        } else if stream.write_all(b"a").is_ok() {
-            echo(stream);
-        }
+    let first = Server::tcp(move |stream| match its.load(Ordering::SeqCst) {
+        true => resets(stream),
+        false => says_tag(stream, b'a'),
     });
     let address = free_address();
     let keys = "slow_start = \"4s\"\neject = { failures = 3, window = \"10s\", base = \"2s\" }";
@@ -319,11 +323,7 @@ fn an_endpoint_that_was_ejected_starts_slowly() {
 fn an_endpoint_with_failures_is_ejected() {
     let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let good = tagged(anywhere, b'g');
-    // This one reads, and resets instead of an answer.
-    let bad = Server::tcp(|stream| {
-        let socket = SockRef::from(&stream);
-        _ = socket.set_linger(Some(Duration::ZERO));
-    });
+    let bad = Server::tcp(resets);
     let address = free_address();
     let eject = "eject = { failures = 3, window = \"10s\", base = \"2s\" }";
     let config = listener("main", "TCP", address, "")
@@ -336,7 +336,7 @@ fn an_endpoint_with_failures_is_ejected() {
     wait_until("all go to the good one", || seen(address) == [Some(b'g')].into());
     assert_eq!(value("ringway_ejections_total"), 1);
     let why = format!("endpoint {} of backend main is ejected for 2 s: ", bad.address);
-    wait_until("why is logged", || gateway.stderr().contains(&why));
+    gateway.says(&why);
     wait_until("it is tried again", || seen(address).contains(&None));
     gateway.stop();
 }

@@ -6,18 +6,10 @@ use std::time::Duration;
 
 use ringway_tests::real::config::{backend, forward, listener, route};
 use ringway_tests::real::{
-    Gateway, Launch, Server, connect, echo, free_address, run_verb, udp_client, wait_until,
-    was_reset,
+    Gateway, Launch, Server, connect, echo, free_address, run_verb, session, udp_client, wait_for,
+    wait_until, was_reset,
 };
 use serde_json::Value;
-
-/// A session that relays: a byte has gone both ways.
-fn session(address: std::net::SocketAddr) -> TcpStream {
-    let mut stream = connect(address);
-    stream.write_all(b"x").expect("sending");
-    stream.read_exact(&mut [0]).expect("the echo");
-    stream
-}
 
 /// The exit code of `ringway diff`, what it prints, and what it says on stderr.
 fn diff(gateway: &Gateway, words: &[&str]) -> (Option<i32>, String, String) {
@@ -94,7 +86,7 @@ fn the_log_level_changes_while_the_gateway_runs_and_falls_back() {
     assert_eq!(level().as_deref(), Some("info"));
     drain("drain");
     drain("undrain");
-    wait_until("the log has the overrides", || gateway.stderr().contains("is taken back"));
+    gateway.says("is taken back");
     assert_eq!(tables(), 0, "debug lines at the level info");
     let set = gateway.asks(&["log-level", "ringway=debug", "--for", "3s"]);
     assert_eq!(
@@ -104,10 +96,10 @@ fn the_log_level_changes_while_the_gateway_runs_and_falls_back() {
     gateway.asks(&["drain", &server.address.to_string(), "--for", "1s"]);
     wait_until("a debug line", || tables() > 0);
     wait_until("the level is back", || level().as_deref() == Some("info"));
-    wait_until("its line", || gateway.stderr().contains("log level: info again"));
+    gateway.says("log level: info again");
 
     assert_eq!(gateway.asks(&["log-level", "off"])["level"], "off");
-    wait_until("the last line", || gateway.stderr().contains("operator: off"));
+    gateway.says("operator: off");
     let before = gateway.stderr();
     drain("drain");
     assert_eq!(gateway.stderr(), before);
@@ -281,14 +273,17 @@ fn an_address_that_somebody_has_taken_keeps_its_listener_drained() {
         taken = TcpListener::bind(address).ok();
         taken.is_some()
     });
-    // The control thread hears from the workers a moment after they have closed their sockets.
-    std::thread::sleep(Duration::from_millis(500));
-    let refused = gateway.verb(&["undrain", "listener", "main"]);
+    // The control thread hears from the workers a moment after they have closed their sockets, and
+    // puts an undrain off until then.
+    let refused = wait_for("the undrain is refused", || {
+        let output = gateway.verb(&["undrain", "listener", "main"]);
+        if output.status.success() {
+            gateway.asks(&["drain", "listener", "main"]);
+        }
+        (!output.status.success()).then_some(output)
+    });
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
-    assert!(
-        !refused.status.success() && said.contains("main stays drained: cannot listen"),
-        "{said}"
-    );
+    assert!(said.contains("main stays drained: cannot listen"), "{said}");
     assert_eq!(gateway.asks(&["overrides"])[0]["listener"], "main");
     drop(taken);
     gateway.asks(&["undrain", "listener", "main"]);

@@ -13,7 +13,7 @@ use ringway_tests::pki::Pki;
 use ringway_tests::real::config::{backend, listener, route};
 use ringway_tests::real::{
     Daemon, Folder, Gateway, Launch, LogLine, Pattern, Server, client_hello, connect, echo,
-    free_address, free_port, wait_for, wait_until, was_reset,
+    free_address, free_port, parrot, wait_for, wait_until, was_reset, was_reset_after,
 };
 use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::pki_types::pem::PemObject as _;
@@ -42,20 +42,6 @@ fn crc32c(bytes: &[u8]) -> u32 {
         (0..8).fold(sum ^ u32::from(*byte), |sum, _| {
             if sum & 1 == 1 { sum >> 1 ^ 0x82f6_3b78 } else { sum >> 1 }
         })
-    })
-}
-
-/// Reads to the end, and then says it all back: a header too, if one was sent.
-fn parrot() -> Server {
-    parrot_at((Ipv4Addr::LOCALHOST, 0).into())
-}
-
-fn parrot_at(address: SocketAddr) -> Server {
-    Server::tcp_at(address, |mut stream| {
-        let mut bytes = Vec::new();
-        if stream.read_to_end(&mut bytes).is_ok() {
-            let _ = stream.write_all(&bytes);
-        }
     })
 }
 
@@ -93,7 +79,7 @@ fn line_with(gateway: &Gateway, field: &str, address: SocketAddr) -> LogLine {
 
 #[test]
 fn every_fragmentation_of_a_header_is_taken_off_and_what_follows_is_not_touched() {
-    let (server, address) = (parrot(), free_address());
+    let (server, address) = (Server::tcp(parrot), free_address());
     let gateway = Gateway::start(&one("TCP", address, FROM_HERE, server.address, ""));
     for header in [V1.to_vec(), v2()] {
         let all = [&header[..], b"payload"].concat();
@@ -116,7 +102,7 @@ fn every_fragmentation_of_a_header_is_taken_off_and_what_follows_is_not_touched(
 
 #[test]
 fn where_only_proxies_may_come_in_nobody_else_gets_a_byte() {
-    let (server, plain, tls) = (parrot(), free_address(), free_address());
+    let (server, plain, tls) = (Server::tcp(parrot), free_address(), free_address());
     let only = "accept_proxy = { from = [\"127.0.0.1\"], only = true }";
     let config = one("TCP", plain, only, server.address, "")
         + &listener("tls", "TLS", tls, only)
@@ -149,7 +135,7 @@ fn where_only_proxies_may_come_in_nobody_else_gets_a_byte() {
 
 #[test]
 fn malformed_missing_and_late_headers_are_closed_with_their_reasons() {
-    let (server, address, impatient) = (parrot(), free_address(), free_address());
+    let (server, address, impatient) = (Server::tcp(parrot), free_address(), free_address());
     let options = format!("{FROM_HERE}\nhello_timeout = \"300ms\"");
     let config = one("TCP", address, FROM_HERE, server.address, "")
         + &listener("impatient", "TCP", impatient, &options)
@@ -170,9 +156,7 @@ fn malformed_missing_and_late_headers_are_closed_with_their_reasons() {
         b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x05",
     ];
     for bytes in wrong {
-        let mut stream = connect(address);
-        stream.write_all(bytes).expect("sent");
-        assert!(was_reset(&mut stream), "{}", bytes.escape_ascii());
+        assert!(was_reset_after(&mut connect(address), bytes), "{}", bytes.escape_ascii());
     }
     // It ends within its header.
     let mut stream = connect(address);
@@ -180,9 +164,7 @@ fn malformed_missing_and_late_headers_are_closed_with_their_reasons() {
     stream.shutdown(Shutdown::Write).expect("shut down");
     assert!(was_reset(&mut stream));
     for late in [&b""[..], &V1[..20], &v2()[..15]] {
-        let mut stream = connect(impatient);
-        stream.write_all(late).expect("sent");
-        assert!(was_reset(&mut stream));
+        assert!(was_reset_after(&mut connect(impatient), late));
     }
     let lines = gateway.closes(12);
     let metrics = gateway.metrics();
@@ -207,7 +189,7 @@ fn sources_outside_need_no_header_and_none_is_looked_for() {
     connect(address).read_to_string(&mut banner).expect("a clean end");
     assert_eq!(banner, "220 at your service");
     drop(gateway);
-    let server = parrot();
+    let server = Server::tcp(parrot);
     let gateway = Gateway::start(&one("TCP", address, FROM_ELSEWHERE, server.address, ""));
     let (own, heard) = say(address, &[V1, b"payload"]);
     assert_eq!(heard, [V1, b"payload"].concat(), "what it sends is its own");
@@ -234,7 +216,7 @@ fn header_of(heard: &[u8]) -> (&[u8], Addresses, &[u8]) {
 
 #[test]
 fn endpoints_are_sent_a_header_of_either_version_before_anything_else() {
-    let (server, address) = (parrot(), free_address());
+    let (server, address) = (Server::tcp(parrot), free_address());
     for version in ["v1", "v2"] {
         let options = format!("send_proxy = \"{version}\"");
         let gateway = Gateway::start(&one("TCP", address, "", server.address, &options));
@@ -302,7 +284,7 @@ fn bulk_behind_headers_arrives_whole_both_ways() {
 #[test]
 fn headers_come_and_go_over_ipv6() {
     let home = |port| SocketAddr::new(Ipv6Addr::LOCALHOST.into(), port);
-    let (server, address) = (parrot_at(home(0)), home(free_port()));
+    let (server, address) = (Server::tcp_at(home(0), parrot), home(free_port()));
     let v1 = b"PROXY TCP6 2001:db8::1 2001:db8::7 56324 443\r\n".to_vec();
     let mut v2 = V2[..13].to_vec();
     v2.extend_from_slice(b"\x21\0\x24");
@@ -331,7 +313,7 @@ fn headers_come_and_go_over_ipv6() {
 
 #[test]
 fn a_header_comes_before_a_client_hello_that_passes_through() {
-    let (server, address) = (parrot(), free_address());
+    let (server, address) = (Server::tcp(parrot), free_address());
     let options = "send_proxy = \"v2\"";
     let gateway = Gateway::start(&one("TLS", address, FROM_HERE, server.address, options));
     let hello = client_hello(Some("db.example.com"));
@@ -360,7 +342,8 @@ fn issued(folder: &Folder, pki: &Pki, name: &str) -> String {
 #[test]
 fn endpoints_of_terminated_listeners_are_told_of_the_clients_tls() {
     const NAME: &[u8] = b"\x22\0\x16rcgen self signed cert";
-    let (folder, pki, server, address) = (Folder::new(), Pki::new(), parrot(), free_address());
+    let (folder, pki, server, address) =
+        (Folder::new(), Pki::new(), Server::tcp(parrot), free_address());
     let certificate = issued(&folder, &pki, "db.example.com");
     let ca = folder.file("ca.pem");
     let tls = format!(
@@ -458,7 +441,7 @@ fn nginx(folder: &Folder, address: SocketAddr, servers: &str) -> Daemon {
 
 #[test]
 fn haproxy_and_nginx_in_front_tell_who_the_client_is() {
-    let (folder, server, address) = (Folder::new(), parrot(), free_address());
+    let (folder, server, address) = (Folder::new(), Server::tcp(parrot), free_address());
     let gateway = Gateway::start(&one("TCP", address, FROM_HERE, server.address, ""));
     let from_haproxy = |options| {
         let bind = free_address();
@@ -485,7 +468,7 @@ fn haproxy_and_nginx_in_front_tell_who_the_client_is() {
 
 #[test]
 fn haproxy_and_nginx_behind_are_told_who_the_client_is() {
-    let (folder, server) = (Folder::new(), parrot());
+    let (folder, server) = (Folder::new(), Server::tcp(parrot));
     let accepts = free_address();
     let _haproxy = haproxy(&folder, accepts, "accept-proxy", server.address, "send-proxy");
     let reads = free_address();
@@ -517,7 +500,7 @@ fn haproxy_and_nginx_behind_are_told_who_the_client_is() {
 
 #[test]
 fn a_header_to_an_endpoint_comes_before_tls_to_it() {
-    let (folder, pki, server) = (Folder::new(), Pki::new(), parrot());
+    let (folder, pki, server) = (Folder::new(), Pki::new(), Server::tcp(parrot));
     issued(&folder, &pki, "db.example.com");
     let accepts = free_address();
     let both = folder.file("db.example.com.both");

@@ -14,7 +14,7 @@ use nix::sys::stat::fstat;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use ringway::ring::sys::pass;
-use ringway_tests::real::config::{backend, listener, route};
+use ringway_tests::real::config::{forward_as, listener};
 use ringway_tests::real::{
     Folder, Gateway, Launch, Server, echo, exchange, free_address, udp_client, wait_for, wait_until,
 };
@@ -117,12 +117,8 @@ impl Systemd {
 }
 
 fn config(tcp: SocketAddr, udp: SocketAddr, servers: &[Server; 2]) -> String {
-    listener("tcp", "TCP", tcp, "")
-        + &route("tcp", "tcp", &[("tcp", 1)], "")
-        + &backend("tcp", [servers[0].address], "")
-        + &listener("udp", "UDP", udp, "")
-        + &route("udp", "udp", &[("udp", 1)], "")
-        + &backend("udp", [servers[1].address], "")
+    forward_as("tcp", "TCP", tcp, [servers[0].address], "")
+        + &forward_as("udp", "UDP", udp, [servers[1].address], "")
 }
 
 fn servers() -> [Server; 2] {
@@ -175,9 +171,7 @@ fn sockets_of_a_socket_unit_are_used_and_others_are_warned_of() {
         assert_eq!(exchange(tcp, b"word").expect("it serves"), b"word");
         assert_eq!(ask_udp(udp), b"word");
     }
-    let said = gateway.stderr();
-    let warning = format!("the listener of this name does not listen on {elsewhere} (TCP)");
-    assert!(said.contains(&warning), "{said}");
+    gateway.says(&format!("the listener of this name does not listen on {elsewhere} (TCP)"));
     assert!(TcpStream::connect(elsewhere).is_err(), "it is closed");
     // An upgrade takes sockets of systemd's along too.
     gateway.asks(&["upgrade"]);
@@ -361,9 +355,8 @@ fn the_watchdog_is_fed_while_all_workers_live() {
     systemd.expect("READY=1");
     (0..4).for_each(|_| drop(systemd.expect("WATCHDOG=1")));
     let stopped = Stopped::thread(gateway.pid(), "ringway-1");
-    wait_until("the log names the worker", || gateway.stderr().contains("worker 1 hangs: it has"));
-    let said = gateway.stderr();
-    assert!(said.contains("systemd hears no more that this gateway lives"), "{said}");
+    gateway.says("worker 1 hangs: it has");
+    gateway.says("systemd hears no more that this gateway lives");
     let (status, body) = gateway.get("/readyz").expect("the control thread lives");
     assert_eq!(status, 503, "{body}");
     assert!(body.contains("not ready: worker 1 has made no turn for "), "{body}");
@@ -375,7 +368,7 @@ fn the_watchdog_is_fed_while_all_workers_live() {
     wait_until("it is ready again", || {
         gateway.get("/readyz").is_some_and(|(status, _)| status == 200)
     });
-    assert!(gateway.stderr().contains("worker 1 goes on after "));
+    gateway.says("worker 1 goes on after ");
     for _ in 0..20 {
         assert_eq!(exchange(tcp, b"word").expect("it serves"), b"word");
     }

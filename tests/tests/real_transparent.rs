@@ -126,7 +126,7 @@ fn without_the_right_to_it_it_says_so() {
         let (_servers, listening, config) = world(&servers);
         let drop = "--bounding-set=-net_admin,-net_raw";
         let gateway = Launch::default().under(&["setpriv", drop]).start(&config);
-        wait_until("a warning", || gateway.stderr().contains("need CAP_NET_ADMIN"));
+        gateway.says("need CAP_NET_ADMIN");
         let address = listening[0].1;
         assert!(clients.run(move || was_reset(&mut connect(address))));
         gateway.closed_for("connect_failed");

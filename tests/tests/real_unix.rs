@@ -45,6 +45,21 @@ fn say(mut stream: UnixStream, bytes: &[u8]) -> Vec<u8> {
     answer
 }
 
+/// Much goes to an echo and comes back, over a socket of either kind.
+fn carries_bulk(socket: OwnedFd) {
+    let bulk = vec![7; 20 << 20];
+    let (mut stream, sent) = (UnixStream::from(socket), bulk.clone());
+    let mut sender = stream.try_clone().expect("a copy");
+    let sending = std::thread::spawn(move || {
+        sender.write_all(&sent).expect("sent");
+        sender.shutdown(Shutdown::Write).expect("shut down");
+    });
+    let mut heard = Vec::new();
+    stream.read_to_end(&mut heard).expect("a clean end");
+    sending.join().expect("sent");
+    assert!(heard == bulk, "{} bytes of {}", heard.len(), bulk.len());
+}
+
 #[test]
 fn clients_of_a_unix_socket_are_served_by_every_worker() {
     let (folder, server) = (Folder::new(), Server::tcp(echo));
@@ -61,18 +76,7 @@ fn clients_of_a_unix_socket_are_served_by_every_worker() {
     for stream in streams {
         assert_eq!(say(stream, b"to and fro"), b"to and fro");
     }
-    let bulk = vec![7; 20 << 20];
-    let mut stream = connect(&path);
-    let mut sender = stream.try_clone().expect("a copy");
-    let sent = bulk.clone();
-    let sending = std::thread::spawn(move || {
-        sender.write_all(&sent).expect("sent");
-        sender.shutdown(Shutdown::Write).expect("shut down");
-    });
-    let mut heard = Vec::new();
-    stream.read_to_end(&mut heard).expect("a clean end");
-    sending.join().expect("sent");
-    assert!(heard == bulk, "{} bytes of {}", heard.len(), bulk.len());
+    carries_bulk(connect(&path).into());
     let lines = gateway.closes(201);
     for line in &lines {
         assert_eq!(line.text("client"), Some("unix"));
@@ -135,7 +139,7 @@ fn a_listener_that_leaves_takes_its_file_along_and_may_come_back() {
     let mut byte = [0];
     kept.read_exact(&mut byte).expect("an echo");
     gateway.reload(&config(&other));
-    assert!(!path.exists());
+    wait_until("its file is gone", || !path.exists());
     assert_eq!(say(connect(&other), b"there"), b"there");
     gateway.reload(&config(&path));
     wait_until("it is back", || path.exists());
@@ -251,18 +255,7 @@ fn endpoints_are_unix_sockets() {
     let config = |of: &[&str], options: &str| front.clone() + &endpoints(of, options);
     let gateway = Launch::default().one_worker().start(&config(&[&good], ""));
     assert_eq!(exchange(address, b"to and fro").expect("an echo"), b"to and fro");
-    let bulk = vec![7; 20 << 20];
-    let mut stream = connect_tcp(address);
-    let mut sender = stream.try_clone().expect("a copy");
-    let sent = bulk.clone();
-    let sending = std::thread::spawn(move || {
-        sender.write_all(&sent).expect("sent");
-        sender.shutdown(Shutdown::Write).expect("shut down");
-    });
-    let mut heard = Vec::new();
-    stream.read_to_end(&mut heard).expect("a clean end");
-    sending.join().expect("sent");
-    assert!(heard == bulk, "{} bytes of {}", heard.len(), bulk.len());
+    carries_bulk(connect_tcp(address).into());
     let lines = gateway.closes(2);
     for line in &lines {
         assert_eq!(line.text("endpoint"), Some(&*good));

@@ -12,7 +12,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use ringway::wire::hand_over::{Message, write};
-use ringway_tests::real::config::{backend, listener, route};
+use ringway_tests::real::config::{forward_as, listener};
 use ringway_tests::real::{
     Folder, Gateway, Imposter, Launch, Server, SetWhenDropped, binary, connect as connect_to, echo,
     exchange, free_address, now, udp_client, wait_for, wait_until,
@@ -36,12 +36,8 @@ impl Setup {
         let servers = [Server::tcp(echo), Server::udp_echo()];
         let (tcp, udp) = (free_address(), free_address());
         let config = format!("{keys}\n")
-            + &listener("tcp", "TCP", tcp, "")
-            + &route("tcp", "tcp", &[("tcp", 1)], "")
-            + &backend("tcp", [servers[0].address], "")
-            + &listener("udp", "UDP", udp, "")
-            + &route("udp", "udp", &[("udp", 1)], "")
-            + &backend("udp", [servers[1].address], "");
+            + &forward_as("tcp", "TCP", tcp, [servers[0].address], "")
+            + &forward_as("udp", "UDP", udp, [servers[1].address], "");
         let gateway = launch.socket().start(&config);
         Self { gateway, tcp, udp, config, _servers: servers }
     }
@@ -388,7 +384,7 @@ fn a_sigterm_before_the_last_word_ends_the_gateway() {
     new.say(&Message::Ready);
     assert_eq!(new.hears().0, Message::Yours);
     setup.gateway.signal(Signal::SIGTERM);
-    wait_until("the signal has come", || setup.gateway.stderr().contains(PUT_OFF));
+    setup.gateway.says(PUT_OFF);
     setup.serves();
     drop(new);
     let status = wait_for("the end", || setup.gateway.ended());
@@ -417,7 +413,7 @@ fn a_sigterm_before_the_last_word_goes_on_to_the_new_process() {
         .expect("it starts");
     wait_until("only the last word is missing", || folder.file("yours").exists());
     setup.gateway.signal(Signal::SIGTERM);
-    wait_until("the signal has come", || setup.gateway.stderr().contains(PUT_OFF));
+    setup.gateway.says(PUT_OFF);
     std::fs::write(folder.file("mine"), "").expect("it is written");
     let status = wait_for("the old process ends", || setup.gateway.ended());
     assert!(status.success(), "{status}");

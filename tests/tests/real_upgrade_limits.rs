@@ -115,9 +115,7 @@ fn without_files_for_the_listening_sockets_there_is_no_upgrade() {
     assert!(!ended.success(), "{ended}");
     assert!(new.said().contains(CUT), "{}", new.said());
     wait_until("the upgrade has failed", || setup.failures() == 1);
-    let said = setup.gateway.stderr();
-    let why = format!("the upgrade has failed: the other process refuses: {CUT}");
-    assert!(said.contains(&why), "{said}");
+    setup.gateway.says(&format!("the upgrade has failed: the other process refuses: {CUT}"));
     setup.all_live();
     assert!(setup.listeners.iter().all(|at| TcpStream::connect(at).is_ok()));
     setup.goes_on();

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use ringway::wire::hand_over::{MOST_SESSIONS, Message};
-use ringway_tests::real::config::{backend, listener, route};
+use ringway_tests::real::config::{backend, forward_as, listener, route};
 use ringway_tests::real::{
     Daemon, Gateway, Imposter, Launch, Pattern, Postgres, Server, SetWhenDropped, connect, echo,
     free_address, now, program, wait_for, wait_until,
@@ -28,9 +28,7 @@ impl Setup {
     fn new(endpoint: SocketAddr, options: &str) -> Self {
         let tcp = free_address();
         let config = "drain_timeout = \"300s\"\n".to_owned()
-            + &listener("tcp", "TCP", tcp, options)
-            + &route("tcp", "tcp", &[("tcp", 1)], "")
-            + &backend("tcp", [endpoint], "");
+            + &forward_as("tcp", "TCP", tcp, [endpoint], options);
         let gateway = Launch::default().socket().start(&config);
         Self { gateway, tcp, config }
     }
@@ -218,11 +216,16 @@ fn one_direction_goes_on_while_the_other_one_stands_still() {
         std::thread::sleep(Duration::from_millis(400));
         longest.store(0, Ordering::SeqCst);
         setup.upgrade();
-        std::thread::sleep(Duration::from_millis(1_600));
+        // A busy machine may stall once. A direction that pauses, because the session is to move,
+        // does so for 500 ms, and again and again.
+        let mut waits = Vec::new();
+        while waits.len() < 3 && !waits.iter().any(|wait| *wait < 400) {
+            std::thread::sleep(Duration::from_millis(1_600));
+            waits.push(longest.swap(0, Ordering::SeqCst));
+        }
         assert_eq!(setup.gateway.line().len(), 2, "the session can't move");
-        let longest = longest.load(Ordering::SeqCst);
-        eprintln!("the longest wait while the other direction stood still: {longest} ms");
-        assert!(longest < 400, "{longest} ms");
+        eprintln!("the longest wait while the other direction stood still: {waits:?} ms");
+        assert!(waits.iter().any(|wait| *wait < 400), "{waits:?} ms");
         reads.store(true, Ordering::SeqCst);
         wait_until("the session has gone", || setup.gateway.line().len() == 1);
     });

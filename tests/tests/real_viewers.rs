@@ -28,7 +28,7 @@ fn viewer(gateway: &Gateway) -> TcpStream {
 
 /// Whether the gateway has ended the connection. All that it has sent before is read.
 fn has_ended(stream: &mut TcpStream) -> bool {
-    stream.set_read_timeout(Some(Duration::from_millis(1))).expect("a timeout");
+    stream.set_read_timeout(Some(Duration::from_secs(10))).expect("a timeout");
     let mut bytes = vec![0; 1 << 16];
     loop {
         match stream.read(&mut bytes) {

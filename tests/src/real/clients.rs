@@ -107,6 +107,15 @@ pub fn was_reset(stream: &mut TcpStream) -> bool {
     stream.read_exact(&mut [0]).is_err_and(|error| error.kind() == ErrorKind::ConnectionReset)
 }
 
+/// Sends `bytes`, and returns whether the connection ends with a reset. If the reset comes before
+/// all bytes are sent, the write has the error, and a read would find an end.
+pub fn was_reset_after(stream: &mut TcpStream, bytes: &[u8]) -> bool {
+    match stream.write_all(bytes) {
+        Ok(()) => was_reset(stream),
+        Err(error) => [ErrorKind::ConnectionReset, ErrorKind::BrokenPipe].contains(&error.kind()),
+    }
+}
+
 /// Whether the connection ends without a byte, by FIN or by reset.
 pub fn closed_without_a_byte(stream: &mut TcpStream) -> bool {
     let closed = [ErrorKind::ConnectionReset, ErrorKind::UnexpectedEof];

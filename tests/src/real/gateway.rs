@@ -324,6 +324,12 @@ impl Gateway {
         std::fs::read_to_string(self.folder.file("stderr")).unwrap_or_default()
     }
 
+    /// Waits until the gateway has said this of itself. A thread of its own writes the log, a
+    /// moment after what the line tells of.
+    pub fn says(&self, words: &str) {
+        wait_until(&format!("the log says: {words}"), || self.stderr().contains(words));
+    }
+
     /// Every line of the access log that is there by now.
     pub fn log(&self) -> Vec<LogLine> {
         let text = std::fs::read_to_string(self.folder.file("access.log")).unwrap_or_default();

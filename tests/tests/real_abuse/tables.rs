@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
-use ringway_tests::real::config::{backend, listener, route};
+use ringway_tests::real::config::forward_as;
 use ringway_tests::real::{
     Gateway, Launch, Server, SetWhenDropped, amount, echo, exchange, free_address, in_own_network,
     now, wait_until,
@@ -31,12 +31,8 @@ fn full_tables_stay_below_the_bound_of_memory() {
         // compared with these tables, so there is none.
         let config = "access_log = { path = \"off\" }\n".to_owned()
             + &format!("limits = {{ sessions = {SESSIONS}, flows = {FLOWS}, pipes = 16 }}\n")
-            + &listener("tcp", "TCP", tcp, "")
-            + &listener("udp", "UDP", udp, "")
-            + &route("tcp", "tcp", &[("tcp", 1)], "")
-            + &route("udp", "udp", &[("udp", 1)], "")
-            + &backend("tcp", [echoes.address], "")
-            + &backend("udp", [answers.address], "");
+            + &forward_as("tcp", "TCP", tcp, [echoes.address], "")
+            + &forward_as("udp", "UDP", udp, [answers.address], "");
         let gateway = Launch::default().socket().blocked_log().start(&config);
         let hold = |nth| connect(source(nth), tcp).expect("the gateway accepts");
         let held: Vec<_> = (0..HELD).map(hold).collect();
@@ -50,7 +46,7 @@ fn full_tables_stay_below_the_bound_of_memory() {
         assert!(gateway.metrics().value("ringway_datagrams_dropped_total", &labels) > 0);
         let says = format!("overload: the flow table of a worker is full (limits.flows = {FLOWS})");
         // Limits are looked at once a second.
-        wait_until("the log says that a flow table is full", || gateway.stderr().contains(&says));
+        gateway.says(&says);
         let said = gateway.stderr();
         assert_eq!(said.matches(&says).count(), 1, "{said}");
         let refused = [("listener", "tcp")];

@@ -245,9 +245,15 @@ fn log_of_line(gateway: &Gateway) -> Vec<LogLine> {
             && !lives("ringway_sessions_active")
             && !lives("ringway_flows_active")
     });
-    // The control thread writes a line a moment after the worker has counted.
-    std::thread::sleep(Duration::from_millis(500));
-    gateway.log()
+    // A thread of its own writes a line a moment after the worker has counted.
+    let mut log = gateway.log();
+    loop {
+        std::thread::sleep(Duration::from_millis(500));
+        let before = std::mem::replace(&mut log, gateway.log()).len();
+        if log.len() == before {
+            return log;
+        }
+    }
 }
 
 /// Starts the clients.

@@ -48,8 +48,7 @@ fn a_reload_brings_it_only_without_the_sandbox() {
         assert!(said.contains(FORBIDDEN) && said.contains("`sandbox = false`"), "{said}");
         assert_eq!(world.player(at).play(50), [0], "the configuration before is in force");
         gateway.reload(&text("auto"));
-        let warned = format!("workers forward all UDP flows: {FORBIDDEN}");
-        assert!(gateway.stderr().contains(&warned), "{}", gateway.stderr());
+        gateway.says(&format!("workers forward all UDP flows: {FORBIDDEN}"));
         assert_eq!(world.player(at).play(100), [0]);
         assert_eq!(promotions(&gateway.metrics()), 0);
         drop(gateway);
@@ -94,7 +93,7 @@ fn without_the_right_to_it_it_says_so() {
         program("sh", &["-c", FORWARDING]);
         // Where it is not required, workers forward.
         let gateway = Launch::default().under(&NO_BPF).start(&text("auto"));
-        assert!(gateway.stderr().contains("workers forward all UDP flows"), "{}", gateway.stderr());
+        gateway.says("workers forward all UDP flows");
         assert_eq!(world.player(at).play(100), [0]);
         let metrics = gateway.metrics();
         assert_eq!(promotions(&metrics), 0);

@@ -64,7 +64,7 @@ fn an_agent_says_what_its_endpoint_gets() {
     wait_until("the endpoint drains", || tag(address).is_none());
     said.store(true, Ordering::SeqCst);
     wait_until("the endpoint is back", || tag(address) == Some(b'a'));
-    assert!(gateway.stderr().contains("asks for 0 % of its weight"), "{}", gateway.stderr());
+    gateway.says("asks for 0 % of its weight");
     gateway.stop();
     let down = Server::tcp_tag("stopped # disk full\n");
     let (stalls, closes) = (silent(), closing());

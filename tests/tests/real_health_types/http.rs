@@ -63,8 +63,7 @@ fn sessions_follow_the_primary_that_patroni_names() {
     roles[1].store(true, Ordering::SeqCst);
     go_to(write, b'b');
     go_to(read, b'a');
-    let why = format!("HTTP with 127.0.0.1:{port}: its status is 503 Service Unavailable");
-    assert!(gateway.stderr().contains(&why), "{}", gateway.stderr());
+    gateway.says(&format!("HTTP with 127.0.0.1:{port}: its status is 503 Service Unavailable"));
     gateway.stop();
 }
 

@@ -16,7 +16,9 @@ use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use ringway_tests::real::config::{backend, listener, route};
-use ringway_tests::real::{Gateway, Server, accept_full, connect, free_address, wait_until};
+use ringway_tests::real::{
+    Gateway, Server, accept_full, connect, free_address, wait_for, wait_until,
+};
 
 /// One backend of one endpoint, and what its checks come to: `None` if the endpoint is well, or a
 /// part of the reason in the log.
@@ -64,12 +66,16 @@ fn judge_and(cases: &[Case<'_>], look: impl FnOnce()) {
         wait_until("the endpoint is checked", || count("ok") + count("failed") >= 3);
         assert_eq!(count("not_made"), 0, "{name}: {}", case.keys);
         let labels = [("backend", name.as_str()), ("endpoint", endpoint.as_str())];
-        let healthy = gateway.metrics().value("ringway_endpoint_healthy", &labels);
         let down = format!("endpoint {endpoint} of backend {name} is down: ");
-        let said = gateway.stderr();
-        let said = said.lines().find(|line| line.contains(&down)).unwrap_or("nothing");
+        let said = || gateway.stderr().lines().find(|line| line.contains(&down)).map(str::to_owned);
+        // A thread of its own writes the log.
+        let said = match case.bad {
+            Some(_) => wait_for(&format!("{name} is down: {}", case.keys), said),
+            None => said().unwrap_or_default(),
+        };
+        let healthy = gateway.metrics().value("ringway_endpoint_healthy", &labels);
         assert_eq!(healthy, u64::from(case.bad.is_none()), "{}\n{said}", case.keys);
-        let bad = case.bad.unwrap_or("nothing");
+        let bad = case.bad.unwrap_or_default();
         assert!(said.contains(bad), "{}\nsaid {said}\nnot  {bad}", case.keys);
     }
     look();
