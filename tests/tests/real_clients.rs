@@ -163,7 +163,7 @@ fn redis_benchmark() {
 #[test]
 fn pgbench() {
     const CLIENTS: u64 = 8;
-    const TRANSACTIONS: u64 = 500;
+    const TRANSACTIONS: u64 = 250;
     let postgres = Postgres::start(&[]);
     let address = free_address();
     let gateway = Gateway::start(&forward("TCP", address, [postgres.address], ""));
@@ -247,6 +247,7 @@ fn only_queries_pass_a_guard() {
         client.send(message).expect("sending");
     }
     assert!(client.recv(&mut [0; 512]).is_err(), "one was answered");
+    client.set_read_timeout(Some(Duration::from_secs(10))).expect("a timeout");
     client.send(QUERY).expect("sending");
     let mut answer = [0; 512];
     client.recv(&mut answer).expect("an answer");
@@ -274,6 +275,7 @@ fn honest_clients_over_their_limit_come_over_tcp() {
     assert!(printed.contains("(TCP)"), "{printed}");
     // Another address of the same network, with the same limit.
     let other = udp_from("127.0.0.9", dns.address);
+    other.set_read_timeout(Some(Duration::from_secs(10))).expect("a timeout");
     let mut truncated = 0;
     for _ in 0..20 {
         other.send(QUERY).expect("sending");

@@ -1,14 +1,15 @@
 //! What all sessions of a part may have together, through the binary, over two workers.
 
 use std::io::{Read as _, Write as _};
-use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use ringway_tests::real::config::{backend, forward, listener, route};
+use ringway_tests::real::config::{backend, forward, forward_as, listener, route};
 use ringway_tests::real::{
-    Cgroup, Gateway, Launch, Server, connect, echo, free_address, now, udp_from, wait_until,
+    Cgroup, Gateway, Launch, Server, connect, echo, free_address, has_answer, now, udp_from,
+    wait_until,
 };
 
 /// The connection, if the gateway lets it in.
@@ -20,13 +21,6 @@ fn served(to: SocketAddr) -> Option<TcpStream> {
 
 fn served_of(to: SocketAddr, count: usize) -> Vec<TcpStream> {
     (0..count).filter_map(|_| served(to)).collect()
-}
-
-fn has_answer(socket: &UdpSocket) -> bool {
-    (0..3).any(|_| {
-        socket.send(b"ping").expect("sending");
-        socket.recv(&mut [0; 64]).is_ok()
-    })
 }
 
 fn refused(gateway: &Gateway, of: &str) -> u64 {
@@ -323,6 +317,7 @@ fn an_endpoint_gets_so_many_sessions_in_a_second() {
 #[test]
 fn bytes_of_sessions_wait_for_their_limit() {
     const RATE: usize = 4_000_000;
+    const BYTES: usize = 6_000_000;
     let server = Server::tcp(echo);
     let at = (free_address(), free_address());
     let bytes = format!("bytes_per_second = {RATE} }}");
@@ -338,16 +333,16 @@ fn bytes_of_sessions_wait_for_their_limit() {
     ] {
         let gateway = Gateway::start(&(two(at, server.address, keys) + tail));
         let streams = [at.0, at.1].map(|to| served(to).expect("it is let in"));
-        let streams = streams.map(|stream| std::thread::spawn(|| echoed(stream, 2 * RATE)));
+        let streams = streams.map(|stream| std::thread::spawn(|| echoed(stream, BYTES)));
         let took = streams.map(|thread| thread.join().expect("no panic"));
         let took = took.into_iter().fold(0.0, f64::max);
-        let shares = if detail.contains("each") { 1.0 } else { 3.0 };
+        let shares = if detail.contains("each") { 0.5 } else { 2.0 };
         // All that is more than the burst, at the rate.
         assert!(took >= shares * 0.95 && took <= shares + 1.5, "{detail}: {took} s");
         let metrics = gateway.metrics();
         assert!(metrics.value("ringway_byte_delays_total", &[]) > 10, "{detail}");
         let spliced = metrics.value("ringway_spliced_bytes_total", &[]);
-        assert!(spliced > 4 * RATE as u64, "{detail}: {spliced} of {} bytes", 8 * RATE);
+        assert!(spliced > 2 * BYTES as u64, "{detail}: {spliced} of {} bytes", 4 * BYTES);
         gateway.stop();
     }
 }
@@ -406,7 +401,8 @@ fn datagrams_above_a_limit_of_bytes_are_dropped() {
             true => format!("{key} = {{ bytes_per_second = 20_000 }}"),
             false => String::new(),
         };
-        let config = listener("main", "UDP", address, &keys("listeners"))
+        let config = "lame_duck = \"100ms\"\n".to_owned()
+            + &listener("main", "UDP", address, &keys("listeners"))
             + &route("main", "main", &[("main", 1)], &keys("routes"))
             + &backend("main", [server.address], &keys("backends"));
         let gateway = Launch::default().one_worker().start(&config);
@@ -436,13 +432,11 @@ fn new_work_is_refused_while_the_memory_is_nearly_used_up() {
     };
     let (tcp, udp) = (Server::tcp(echo), Server::udp_echo());
     let (one, other) = (free_address(), free_address());
-    let config = "limits = { memory_percent = 70, memory_readiness = true }\n".to_owned()
-        + &listener("t", "TCP", one, "")
-        + &listener("u", "UDP", other, "flow_timeout = \"60s\"")
-        + &route("t", "t", &[("t", 1)], "")
-        + &route("u", "u", &[("u", 1)], "")
-        + &backend("t", [tcp.address], "")
-        + &backend("u", [udp.address], "");
+    let config = "limits = { memory_percent = 70, memory_readiness = true }\n\
+                  lame_duck = \"100ms\"\n"
+        .to_owned()
+        + &forward_as("t", "TCP", one, [tcp.address], "")
+        + &forward_as("u", "UDP", other, [udp.address], "flow_timeout = \"60s\"");
     let join = cgroup.join();
     let gateway = Launch::default().under(&["sh", "-c", &join]).socket().start(&config);
     let is_ready = || gateway.get("/readyz").is_some_and(|(status, _)| status == 200);
@@ -474,8 +468,10 @@ fn new_work_is_refused_while_the_memory_is_nearly_used_up() {
     assert!(cgroup.set("1000000000"));
     wait_until("a new session is served again", || served(one).is_some());
     assert!(has_answer(&udp_from("127.0.0.1", other)) && is_ready());
-    let said = gateway.stderr();
-    assert!(said.contains("overload: ") && said.contains("the overload is over"), "{said}");
+    gateway.says("overload: ");
+    gateway.says("the overload is over");
+    // The drain would wait for it.
+    drop(live);
     gateway.stop();
 }
 
@@ -486,12 +482,8 @@ fn the_log_says_at_both_ends_that_tables_and_buffers_are_full() {
     let (tcp, udp) = (Server::tcp(echo), Server::udp_echo());
     let (one, other) = (free_address(), free_address());
     let config = "limits = { sessions = 4, flows = 4, buffers = 2 }\n".to_owned()
-        + &listener("t", "TCP", one, "")
-        + &listener("u", "UDP", other, "flow_timeout = \"60s\"")
-        + &route("t", "t", &[("t", 1)], "")
-        + &route("u", "u", &[("u", 1)], "")
-        + &backend("t", [tcp.address], "")
-        + &backend("u", [udp.address], "");
+        + &forward_as("t", "TCP", one, [tcp.address], "")
+        + &forward_as("u", "UDP", other, [udp.address], "flow_timeout = \"60s\"");
     let gateway = Launch::default().one_worker().socket().start(&config);
     let says = |words: &str| gateway.stderr().matches(words).count();
     let full = |table: &str| says(&format!("overload: the {table} table of a worker is full"));
@@ -555,7 +547,6 @@ fn a_gateway_is_not_ready_while_a_limit_is_nearly_reached() {
     assert!(!is_ready(), "75 per cent are not 5 per cent less");
     held.truncate(14);
     wait_until("the gateway is ready again", is_ready);
-    let said = gateway.stderr();
-    assert!(said.contains("not ready: 16 of 20 are in use of the limit sessions"), "{said}");
-    assert!(said.contains("ready again: no limit is nearly reached"), "{said}");
+    gateway.says("not ready: 16 of 20 are in use of the limit sessions");
+    gateway.says("ready again: no limit is nearly reached");
 }

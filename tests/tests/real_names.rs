@@ -12,7 +12,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use ringway_tests::pki::Pki;
-use ringway_tests::real::config::{backend, listener, route};
+use ringway_tests::real::config::{forward_as, listener, route};
 use ringway_tests::real::{
     Daemon, Folder, Gateway, Launch, Server, connect, echo, free_address, in_own_network, program,
     udp_client, wait_until,
@@ -102,8 +102,10 @@ fn endpoints<const N: usize>() -> ([Server; N], u16) {
 /// The endpoints of 40 sessions in a row; 0 for a session that was refused.
 fn seen(address: SocketAddr) -> BTreeSet<u8> {
     let one = |_| {
-        let mut tag = [0];
-        connect(address).read_exact(&mut tag).map_or(0, |()| tag[0])
+        let (mut stream, mut tag) = (connect(address), [0]);
+        // An endpoint that resets sessions waits for a byte.
+        let answer = stream.write_all(b"?").and_then(|()| stream.read_exact(&mut tag));
+        answer.map_or(0, |()| tag[0])
     };
     (0..40).map(one).collect()
 }
@@ -127,7 +129,7 @@ fn endpoints_follow_the_records_of_their_name() {
     dns.change("");
     wait_until("the name can't be resolved", || names(&gateway, "kept") == 1);
     assert_eq!(seen(address), BTreeSet::from([3, 4]), "the last good addresses stay");
-    assert!(gateway.stderr().contains("there is no such name (NXDOMAIN)"), "{}", gateway.stderr());
+    gateway.says("there is no such name (NXDOMAIN)");
     dns.daemon = None;
     let failed = |gateway: &Gateway| {
         gateway.metrics().value("ringway_resolver_lookups_total", &[("result", "failed")])
@@ -150,7 +152,10 @@ fn endpoints_follow_the_records_of_their_name() {
 fn an_address_of_a_name_is_ejected() {
     let ([_good, other], port) = endpoints::<2>();
     drop(other);
-    let _bad = Server::tcp_at(SocketAddr::from((Ipv4Addr::new(127, 0, 0, 3), port)), |stream| {
+    let at_bad = SocketAddr::from((Ipv4Addr::new(127, 0, 0, 3), port));
+    let _bad = Server::tcp_at(at_bad, |mut stream| {
+        // Earlier, the gateway might take the reset for a failed connect.
+        _ = stream.read_exact(&mut [0]);
         _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
     });
     let mut dns = Dns::start("db 1 A 127.0.0.2\ndb 1 A 127.0.0.3");
@@ -416,7 +421,7 @@ fn answers_of_wrong_sizes_harm_nothing() {
     assert_eq!(seen(address), BTreeSet::from([2]));
     wait_until("the name can't be resolved", || names(&gateway, "kept") == 1);
     let before = dns.asked("good");
-    wait_until("every kind of answer has come", || dns.asked("bad") >= 40);
+    wait_until("every kind of answer has come", || dns.asked("bad") >= 24);
     assert_eq!(seen(address), BTreeSet::from([2]), "the last good address stays");
     assert_eq!((names(&gateway, "resolved"), names(&gateway, "kept")), (1, 1));
     assert!(dns.asked("good") > before + 4, "the other name is resolved again and again");
@@ -468,9 +473,7 @@ fn a_server_is_asked_over_tls() {
         "default_hostname = \"dns.example\"\n\
          tls = {{ mode = \"Terminate\", certificates = [{pair}] }}"
     );
-    let front = listener("dot", "TLS", at, &tls)
-        + &route("dot", "dot", &[("dot", 1)], "")
-        + &backend("dot", [dns.address], "");
+    let front = forward_as("dot", "TLS", at, [dns.address], &tls);
     let front = Gateway::start(&front);
     let asks = |name: &str, authorities: &str| {
         let address = free_address();

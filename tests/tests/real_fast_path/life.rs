@@ -3,7 +3,9 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use ringway_tests::real::{Gateway, Server, free_port, in_own_network, program, wait_until};
+use ringway_tests::real::{
+    Gateway, Server, free_port, in_own_network, program, wait_for, wait_until,
+};
 
 use crate::{
     Game, World, carried, config, demotions, flows, for_both_versions, game, places, promotions,
@@ -76,7 +78,7 @@ fn a_promoted_flow_ends_when_it_is_silent() {
         let timeout = "protocol = \"UDP\"\nflow_timeout = \"2s\"";
         let gateway = Gateway::start(&config.replace("protocol = \"UDP\"", timeout));
         let mut player = world.player(at);
-        for _ in 0..50 {
+        for _ in 0..30 {
             player.play(4);
             std::thread::sleep(Duration::from_millis(100));
         }
@@ -110,8 +112,7 @@ fn a_reload_takes_flows_back_and_lists_say_where_they_are() {
         };
         let moved = [game.player.up, game.player.down];
         wait_until("all bytes are counted", || bytes() == (moved.map(Some), moved));
-        std::thread::sleep(Duration::from_millis(2_500));
-        assert!(idle() >= 1_000, "nobody has sent anything: {} ms", idle());
+        wait_until("the list says that nobody has sent anything", || idle() >= 1_000);
         game.reload("", "off");
         wait_until("the flow is the worker's", || flows(&game.gateway) == 0);
         assert_eq!(game.row()["state"], "answered");
@@ -135,7 +136,8 @@ fn a_listener_that_leaves_takes_its_flows_back() {
     in_own_network(|| {
         let mut game = Game::promoted("", 1);
         let other = SocketAddr::new(game.at.ip(), free_port());
-        game.gateway.reload(&config("other", other, places()[0].1[0], "auto"));
+        let other = config("other", other, places()[0].1[0], "auto");
+        game.gateway.reload(&format!("lame_duck = \"2s\"\n{other}"));
         wait_until("the flow is the worker's", || flows(&game.gateway) == 0);
         assert_eq!(demotions(&game.gateway, "draining"), 1);
         game.player.play(100);
@@ -191,9 +193,11 @@ fn a_promoted_flow_counts_for_its_source() {
             assert_eq!(second.ask(b"another", &mut bytes), None);
         }
         wait_until("the place is free", || second.ask(b"another", &mut bytes).is_some());
-        let lines = game.gateway.log();
-        let line = lines.iter().find(|line| line.text("reason") == Some("flow_timeout"));
-        assert_eq!(line.expect("its line").number("bytes_up"), game.player.up);
+        let line = wait_for("its line", || {
+            let mut lines = game.gateway.log().into_iter();
+            lines.find(|line| line.text("reason") == Some("flow_timeout"))
+        });
+        assert_eq!(line.number("bytes_up"), game.player.up);
     });
 }
 

@@ -13,31 +13,27 @@ use nix::sys::socket::{
 };
 use ringway_tests::real::{Gateway, Namespace, Server, program, wait_until};
 
-use crate::{Game, World, carried, flows, for_both_versions, game, places};
+use crate::{Game, Player, World, carried, flows, for_both_versions, game, places};
 
-/// Workers count what the kernel has forwarded once a second.
-const ROUND: Duration = Duration::from_millis(1_200);
-
-/// How much the kernel has forwarded, once two rounds have the same count: a round may be late.
-fn counted(gateway: &Gateway) -> u64 {
-    let mut before = None;
-    loop {
-        std::thread::sleep(ROUND);
-        let now = carried(gateway);
-        if before.replace(now) == Some(now) {
-            return now;
-        }
-    }
+/// How much the kernel has forwarded, once all that the player has sent and heard is counted.
+/// Workers count once a second.
+fn counted(gateway: &Gateway, player: &Player) -> u64 {
+    wait_until("all bytes are counted", || {
+        let metrics = gateway.metrics();
+        let of = |side| metrics.value("ringway_endpoint_relayed_bytes_total", &[("side", side)]);
+        (of("client"), of("endpoint")) == (player.up, player.down)
+    });
+    carried(gateway)
 }
 
 /// A train that its client hands to the kernel as one buffer (`UDP_SEGMENT`).
 #[test]
 fn trains_are_forwarded_whole() {
-    for_both_versions(|version| trains_come_back(&Game::in_version(version, "", 1)));
+    for_both_versions(|version| trains_come_back(&mut Game::in_version(version, "", 1)));
 }
 
-fn trains_come_back(game: &Game) {
-    let before = counted(&game.gateway);
+fn trains_come_back(game: &mut Game) {
+    let before = counted(&game.gateway, &game.player);
     setsockopt(&game.player.socket, UdpGsoSegment, &1_000).expect("Linux 4.18");
     let train: Vec<u8> = (0..4_500).map(|at: usize| (at / 7).to_le_bytes()[0]).collect();
     for round in 0..50 {
@@ -49,8 +45,11 @@ fn trains_come_back(game: &Game) {
             got.extend(&bytes[1..len]);
         }
         assert_eq!(got, train, "round {round}");
+        game.player.up += train.len() as u64;
+        // Each of the five has a mark in front.
+        game.player.down += train.len() as u64 + 5;
     }
-    wait_until("each datagram was counted", || carried(&game.gateway) >= before + 500);
+    assert!(counted(&game.gateway, &game.player) >= before + 500);
 }
 
 /// Senders leave checksums to their network card, and veth has none. Here the kernel must make them
@@ -65,11 +64,11 @@ fn checksums_that_the_sender_has_not_made_are_right() {
         for namespace in [&game.world.clients, &game.world.servers] {
             namespace.run(|| program("ethtool", &["-K", "eth0", "rx", "off"]));
         }
-        let before = counted(&game.gateway);
+        let before = counted(&game.gateway, &game.player);
         assert_eq!(game.player.play(200), [0]);
         // All but the fragments, which are one of 50 moves, both ways.
-        wait_until("the kernel has forwarded them", || carried(&game.gateway) >= before + 390);
-        trains_come_back(&game);
+        assert!(counted(&game.gateway, &game.player) >= before + 390);
+        trains_come_back(&mut game);
     });
 }
 
@@ -86,11 +85,12 @@ fn packets_that_do_not_fit_go_through_the_worker() {
         assert!(passes(&mut game, &mut bytes));
         program("ip", &["link", "set", "servers", "mtu", "1300"]);
         game.world.servers.run(|| program("ip", &["link", "set", "eth0", "mtu", "1300"]));
-        let before = counted(&game.gateway);
+        let before = counted(&game.gateway, &game.player);
         for _ in 0..50 {
             assert!(passes(&mut game, &mut bytes));
         }
-        assert_eq!(counted(&game.gateway), before, "the worker sends them in fragments");
+        let after = counted(&game.gateway, &game.player);
+        assert_eq!(after, before, "the worker sends them in fragments");
         assert_eq!(flows(&game.gateway), 1, "and the flow stays promoted");
         game.player.play(100);
         wait_until("small ones are the kernel's", || carried(&game.gateway) > before + 100);
@@ -159,7 +159,7 @@ fn frames_with_a_vlan_tag_are_left_alone() {
         let gateway = Gateway::start(&game(at, &endpoints[..1], "", "required"));
         let mut player = world.player(at);
         player.play(100);
-        let before = counted(&gateway);
+        let before = counted(&gateway, &player);
         assert_eq!(flows(&gateway), 1);
         let own = seen.lock().expect("no panic").expect("the gateway has sent something");
         let up = Wire::new(&world.clients, "clients", (player.address(), at));
@@ -168,21 +168,22 @@ fn frames_with_a_vlan_tag_are_left_alone() {
             let mut bytes = [0; 64];
             player.socket.recv(&mut bytes).is_ok_and(|len| bytes[..len] == *wanted)
         };
+        let served = server.served();
+        // What a frame of another VLAN brings would come before the next one's.
         for _ in 0..10 {
+            up.send(7, b"a move");
             up.send(0, b"a move");
             assert!(hears(b"\0a move"), "the answer");
+            down.send(7, b"news");
             down.send(0, b"news");
             assert!(hears(b"news"));
         }
-        let served = server.served();
-        for _ in 0..10 {
-            up.send(7, b"a move");
-            down.send(7, b"news");
-        }
-        let after = counted(&gateway);
+        player.up += 10 * 6;
+        player.down += 10 * (7 + 4);
+        let after = counted(&gateway, &player);
         player.socket.set_nonblocking(true).expect("a socket");
-        assert!(!hears(b"news"), "news of another VLAN");
-        assert_eq!(server.served(), served, "moves of another VLAN");
+        assert!(player.socket.recv(&mut [0; 64]).is_err(), "a datagram of another VLAN");
+        assert_eq!(server.served(), served + 10, "moves of another VLAN");
         assert_eq!(after, before + 10, "the answers have no tag, and nothing else");
     });
 }

@@ -11,7 +11,7 @@ use ringway_tests::real::{Gateway, Server, in_own_network, now, wait_until};
 
 use crate::{World, places, promotions};
 
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 4;
 
 /// Flows of a round. In each round they come from the same addresses.
 const FLOWS: usize = 100;

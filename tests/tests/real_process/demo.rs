@@ -54,7 +54,7 @@ fn demo_keeps_its_word() {
             promise += line.trim_start();
         }
         // Typed by hand the line would come before the end of input by a while.
-        let typed = format!("(echo typed; sleep 1) | timeout 3 {command} 2>/dev/null || true");
+        let typed = format!("(echo typed; sleep 0.5) | timeout 2 {command} 2>/dev/null || true");
         let answer = wait_for(command, || {
             let answer = program("sh", &["-c", &typed]);
             (!answer.is_empty()).then_some(answer)

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use nix::sys::signal::Signal;
-use ringway_tests::real::config::{backend, listener, route};
+use ringway_tests::real::config::{backend, forward_as, listener, route};
 use ringway_tests::real::{
     Gateway, Launch, LogLine, Server, client_hello, connect, echo, exchange, free_address,
-    udp_client, wait_for, wait_until, was_reset,
+    udp_client, wait_for, was_reset,
 };
 
 /// The log goes to a pipe that nobody reads: traffic does not stop, lines are dropped and counted,
@@ -20,18 +20,16 @@ fn blocked_log_stops_nothing() {
     let config = listener("udp", "UDP", address, "responses = 1")
         + &route("udp", "udp", &[("udp", 1)], "")
         + &backend("udp", [server.address], "upstream_rest = \"100ms\"")
-        + &listener("tcp", "TCP", address, "")
-        + &route("tcp", "tcp", &[("tcp", 1)], "")
-        + &backend("tcp", [tcp.address], "");
+        + &forward_as("tcp", "TCP", address, [tcp.address], "");
     let mut gateway = Launch::default().blocked_log().start(&config);
     let dropped = || gateway.metrics().value("ringway_log_lines_dropped_total", &[]);
     // Every flow is a line; the queues before the pipe take some ten thousands of them.
-    let (mut flows, socket) = (0_u64, udp_client(address));
+    let (mut flows, sockets) = (0, [(); 20].map(|()| udp_client(address)));
     let mut answer = [0; 16];
     while flows % 1000 != 0 || dropped() == 0 {
-        socket.send(b"question").expect("sent");
-        socket.recv(&mut answer).expect("an answer");
-        flows += 1;
+        sockets.iter().for_each(|socket| _ = socket.send(b"question").expect("sent"));
+        sockets.iter().for_each(|socket| _ = socket.recv(&mut answer).expect("an answer"));
+        flows += sockets.len();
         assert!(flows < 1_000_000, "a million lines, and none was dropped");
     }
     eprintln!("{} of {flows} lines dropped", dropped());
@@ -128,7 +126,7 @@ fn complete_lines_by_reason(lines: &[LogLine]) -> BTreeMap<(String, String), u64
 /// The lines of the gateway's own log, with `how` in front of the program in a shell.
 fn own_log(how: &str) -> String {
     let gateway = Launch::default().under(&["sh", "-c", how]).start("");
-    wait_until("the gateway says so", || gateway.stderr().contains("ready: "));
+    gateway.says("ready: ");
     gateway.stderr()
 }
 

@@ -3,7 +3,7 @@
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, UdpSocket};
 
-use ringway_tests::real::config::{backend, forward, listener, route};
+use ringway_tests::real::config::{forward, forward_as};
 use ringway_tests::real::{
     Folder, Gateway, Launch, Server, binary, connect, echo, exchange, free_address, is_root,
     limited, udp_client, wait_for, wait_until,
@@ -65,14 +65,12 @@ fn keys_that_need_a_restart_are_compared_with_what_runs() {
 fn run_waits_for_the_addresses_of_a_killed_one_and_for_no_others() {
     let (server, tcp, udp) = (Server::tcp(echo), free_address(), free_address());
     let config = forward("TCP", tcp, [server.address], "")
-        + &listener("dns", "UDP", udp, "")
-        + &route("dns", "dns", &[("dns", 1)], "")
-        + &backend("dns", [server.address], "");
+        + &forward_as("dns", "UDP", udp, [server.address], "");
     for _ in 0..10 {
         // Dropped, that is killed, at the end of each turn.
         let gateway = Gateway::start(&config);
         assert_eq!(exchange(tcp, b"hello").expect("an answer"), b"hello");
-        wait_until("it says that it is ready", || gateway.stderr().contains("ready"));
+        gateway.says("ready");
     }
     let _another = (
         wait_for("the TCP address to be free", || TcpListener::bind(tcp).ok()),
@@ -133,12 +131,9 @@ fn runs_without_root() {
     }
     let (tcp, udp) = (Server::tcp(echo), Server::udp_echo());
     let address = free_address();
-    let config = listener("tcp", "TCP", address, "")
-        + &listener("udp", "UDP", address, "")
-        + &route("tcp", "tcp", &[("tcp", 1)], "")
-        + &route("udp", "udp", &[("udp", 1)], "")
-        + &backend("tcp", [tcp.address], "")
-        + &backend("udp", [udp.address], "");
+    let config = "lame_duck = \"100ms\"\n".to_owned()
+        + &forward_as("tcp", "TCP", address, [tcp.address], "")
+        + &forward_as("udp", "UDP", address, [udp.address], "");
     let nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--"];
     let wrapper = [&nobody[..], &["env", "-i"]].concat();
     let gateway = Launch::default().under(&wrapper).start(&config);

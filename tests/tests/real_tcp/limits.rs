@@ -127,61 +127,68 @@ fn source_ports_that_run_out_are_a_local_limit() {
 /// even number of them one leaves none over.
 #[test]
 fn accepting_resumes_after_descriptors_ran_out() {
+    // Both at once: each waits until the log says that the shortage is over.
+    std::thread::scope(|scope| {
+        for files in ["--nofile=200:200", "--nofile=201:201"] {
+            scope.spawn(|| accepting_resumes_with(files));
+        }
+    });
+}
+
+fn accepting_resumes_with(files: &str) {
     let server = Server::tcp(echo);
     let limits = "[limits]\nsessions = 1024\nflows = 64\nbuffers = 16\npipes = 16\n";
-    for files in ["--nofile=200:200", "--nofile=201:201"] {
-        let address = free_address();
-        let config = forward("TCP", address, [server.address], "") + limits;
-        let gateway = Launch::default().under(&["prlimit", files]).start(&config);
-        let mut live = connect(address);
-        let mut lives = || {
-            let mut word = [0; 4];
-            live.write_all(b"live").and_then(|()| live.read_exact(&mut word)).expect("it lives");
-            assert_eq!(&word, b"live");
-        };
+    let address = free_address();
+    let config = forward("TCP", address, [server.address], "") + limits;
+    let gateway = Launch::default().under(&["prlimit", files]).start(&config);
+    let mut live = connect(address);
+    let mut lives = || {
+        let mut word = [0; 4];
+        live.write_all(b"live").and_then(|()| live.read_exact(&mut word)).expect("it lives");
+        assert_eq!(&word, b"live");
+    };
+    lives();
+    let clients: Vec<_> = (0..300).map(|_| connect(address)).collect();
+    let pauses = || gateway.metrics().value("ringway_accept_pauses_total", &[]);
+    wait_until("accepting pauses", || pauses() > 0);
+    let (start, before) = (now(), gateway.ticks());
+    // A session from before goes on all the while.
+    for _ in 0..20 {
         lives();
-        let clients: Vec<_> = (0..300).map(|_| connect(address)).collect();
-        let pauses = || gateway.metrics().value("ringway_accept_pauses_total", &[]);
-        wait_until("accepting pauses", || pauses() > 0);
-        let (start, before) = (now(), gateway.ticks());
-        // A session from before goes on all the while.
-        for _ in 0..20 {
-            lives();
-            std::thread::sleep(Duration::from_millis(100));
-        }
-        let available = start.elapsed().as_secs() * 100;
-        let used = gateway.ticks() - before;
-        assert!(used * 2 < available, "{used} ticks of {available} on doing nothing");
-        // A reload that needs files has some: for two sockets of each listener.
-        let more: [_; 10] = std::array::from_fn(|_| free_address());
-        let others = more.iter().enumerate().map(|(number, address)| {
-            let name = format!("more{number}");
-            listener(&name, "TCP", *address, "") + &route(&name, &name, &[("main", 1)], "")
-        });
-        gateway.reload(&(config + &others.collect::<String>()));
-        more.iter().for_each(|address| drop(connect(*address)));
-        // Each has a file, and says no more.
-        let watchers: Vec<_> = (0..12).map(|_| connect(gateway.admin)).collect();
-        assert!(pauses() > 0);
-        drop(watchers);
-        lives();
-        let said = || gateway.stderr();
-        wait_until("the log says that files ran out", || said().contains("overload: no file"));
-        drop(live);
-        drop(clients);
-        for _ in 0..20 {
-            wait_until("clients are served again", || {
-                exchange(address, b"again").is_ok_and(|echo| echo == b"again")
-            });
-        }
-        wait_until("all sessions are over", || {
-            gateway.metrics().value("ringway_sessions_active", &[]) == 0
-        });
-        wait_until("the log says that there are files", || {
-            said().contains("the shortage of files is over: ")
-        });
-        assert_eq!(said().matches("overload: no file").count(), 1, "{}", said());
+        std::thread::sleep(Duration::from_millis(100));
     }
+    let available = start.elapsed().as_secs() * 100;
+    let used = gateway.ticks() - before;
+    assert!(used * 2 < available, "{used} ticks of {available} on doing nothing");
+    // A reload that needs files has some: for two sockets of each listener.
+    let more: [_; 10] = std::array::from_fn(|_| free_address());
+    let others = more.iter().enumerate().map(|(number, address)| {
+        let name = format!("more{number}");
+        listener(&name, "TCP", *address, "") + &route(&name, &name, &[("main", 1)], "")
+    });
+    gateway.reload(&(config + &others.collect::<String>()));
+    more.iter().for_each(|address| drop(connect(*address)));
+    // Each has a file, and says no more.
+    let watchers: Vec<_> = (0..12).map(|_| connect(gateway.admin)).collect();
+    assert!(pauses() > 0);
+    drop(watchers);
+    lives();
+    let said = || gateway.stderr();
+    wait_until("the log says that files ran out", || said().contains("overload: no file"));
+    drop(live);
+    drop(clients);
+    for _ in 0..20 {
+        wait_until("clients are served again", || {
+            exchange(address, b"again").is_ok_and(|echo| echo == b"again")
+        });
+    }
+    wait_until("all sessions are over", || {
+        gateway.metrics().value("ringway_sessions_active", &[]) == 0
+    });
+    wait_until("the log says that there are files", || {
+        said().contains("the shortage of files is over: ")
+    });
+    assert_eq!(said().matches("overload: no file").count(), 1, "{}", said());
 }
 
 /// Nine thousand idle sessions: all alive, and under 512 bytes of user memory each. They are held

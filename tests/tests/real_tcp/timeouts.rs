@@ -5,7 +5,7 @@ use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use ringway_tests::real::config::{backend, forward, listener, route};
+use ringway_tests::real::config::{backend, forward, forward_as, listener, route};
 use ringway_tests::real::{
     Gateway, Server, accept_full, connect, echo, free_address, udp_client, was_reset,
 };
@@ -38,13 +38,13 @@ fn half_closed_session_ends_at_half_close_timeout() {
 #[test]
 fn half_close_timeout_counts_from_the_fin() {
     let (server, accepted) = handed_over();
-    let (_gateway, address) = forwarding(&server, "half_close_timeout = \"3s\"");
+    let (_gateway, address) = forwarding(&server, "half_close_timeout = \"2s\"");
     let mut client = connect(address);
     let mut endpoint = next(&accepted);
-    std::thread::sleep(Duration::from_secs(4));
+    std::thread::sleep(Duration::from_millis(2_500));
     client.shutdown(Shutdown::Write).expect("a FIN");
     assert_eq!(endpoint.read(&mut [0]).expect("the FIN"), 0);
-    std::thread::sleep(Duration::from_secs(1));
+    std::thread::sleep(Duration::from_millis(500));
     endpoint.write_all(b"late").expect("taken");
     drop(endpoint);
     let mut answer = String::new();
@@ -74,9 +74,7 @@ fn who_has_spoken_while_the_process_was_stopped_is_not_idle() {
     });
     let (address, udp) = (free_address(), free_address());
     let config = forward("TCP", address, [server.address], "idle_timeout = \"4s\"")
-        + &listener("udp", "UDP", udp, "flow_timeout = \"4s\"")
-        + &route("udp", "udp", &[("udp", 1)], "")
-        + &backend("udp", [ports.address], "");
+        + &forward_as("udp", "UDP", udp, [ports.address], "flow_timeout = \"4s\"");
     let gateway = Gateway::start(&config);
     let mut sessions: Vec<_> = (0..20).map(|_| connect(address)).collect();
     let flows: Vec<_> = (0..20).map(|_| udp_client(udp)).collect();

@@ -35,15 +35,15 @@ fn one_way_flow_is_kept() {
     let server = Server::udp(move |_, _, peer| {
         let _ = seen.send(peer);
     });
-    let (gateway, address) = forwarding(server.address, "responses = 1\nflow_timeout = \"3s\"");
+    let (gateway, address) = forwarding(server.address, "responses = 1\nflow_timeout = \"2s\"");
     let socket = udp_client(address);
-    for _ in 0..40 {
+    for _ in 0..30 {
         socket.send(b"tick").expect("sent");
         std::thread::sleep(Duration::from_millis(100));
     }
     drop(server);
     let mut sources: Vec<_> = sources.iter().collect();
-    assert!(sources.len() >= 38, "{} of 40 arrived", sources.len());
+    assert!(sources.len() >= 28, "{} of 30 arrived", sources.len());
     sources.dedup();
     assert_eq!(sources.len(), 1, "the flow changed its socket: {sources:?}");
     // And it ends when nothing comes any more.
@@ -146,6 +146,9 @@ fn flows_leave_an_endpoint_whose_port_is_closed() {
     let config = forward("UDP", address, [closed, server.address], "");
     let gateway = Launch::default().one_worker().start(&config);
     let clients: Vec<_> = (0..20).map(|_| udp_client(address)).collect();
+    // The first datagrams of half of them are lost, and a client waits for an answer before it
+    // sends another one.
+    clients.iter().for_each(|client| _ = client.send(b"anyone?").expect("sent"));
     for client in &clients {
         assert_eq!(ask(client, b"anyone?"), b"anyone?");
     }
