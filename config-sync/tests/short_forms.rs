@@ -8,11 +8,12 @@ use config_sync::machine::Machine;
 use config_sync::model::config::{Config, Cores};
 use config_sync::model::resolver::Resolver;
 
-/// The configuration as TOML, and the table that workers get.
-fn compiled(text: &str) -> (String, String) {
+/// The configuration as TOML, and the table that workers get. The names draw the secret of the
+/// sources' keys, so only tables of the same names can be equal.
+fn compiled(text: &str, names: &mut Names) -> (String, String) {
     let machine = Machine { cores: vec![0, 1], congestion: vec!["cubic".to_owned()] };
     let config = parse_for("f", text, &machine).unwrap_or_else(|error| panic!("{text}\n{error}"));
-    let table = compile(&config, &mut Names::new(), 1);
+    let table = compile(&config, names, 1);
     let table = table.unwrap_or_else(|error| panic!("{text}\n{error}"));
     (print::toml(&config, &mut |_| None), format!("{table:#?}"))
 }
@@ -20,9 +21,10 @@ fn compiled(text: &str) -> (String, String) {
 /// Compares two forms, and both with what is printed for them.
 #[track_caller]
 fn same(short: &str, long: &str) {
-    let (printed, table) = compiled(long);
-    assert_eq!(compiled(short), (printed.clone(), table.clone()), "{short}");
-    assert_eq!(compiled(&printed), (printed, table), "{long}");
+    let names = &mut Names::new();
+    let (printed, table) = compiled(long, names);
+    assert_eq!(compiled(short, names), (printed.clone(), table.clone()), "{short}");
+    assert_eq!(compiled(&printed, names), (printed, table), "{long}");
 }
 
 const LISTENER: &str =
@@ -64,7 +66,8 @@ fn the_long_form_of_a_whole_file_means_the_same() {
         };
         assert_eq!(process(&read), process(&config), "{long}");
         assert_eq!(print::long(&read), long);
-        assert_eq!(compiled(&long), compiled(text), "{long}");
+        let names = &mut Names::new();
+        assert_eq!(compiled(&long, names), compiled(text, names), "{long}");
     }
 }
 
@@ -169,8 +172,9 @@ fn defaults_are_for_keys_that_are_not_there() {
         route("[\"l\"]"),
         backend("l", "balance = \"random\"\nupstream_rest = \"1s\"")
     );
-    let short = compiled(&udp(&format!("{defaults}{LISTENER}{ENDPOINTS}")));
-    assert_eq!(short, compiled(&udp(&long)));
+    let names = &mut Names::new();
+    let short = compiled(&udp(&format!("{defaults}{LISTENER}{ENDPOINTS}")), names);
+    assert_eq!(short, compiled(&udp(&long), names));
     let short = format!("{defaults}{LISTENER}{}{}", route("[\"l\"]"), backend("l", ""));
     same(&udp(&short), &udp(&long));
     let all = "[defaults.listener]\nprotocol = \"UDP\"\n";

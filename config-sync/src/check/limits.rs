@@ -22,7 +22,7 @@ impl<'c> Check<'c> {
     }
 
     /// Limits for sources that share a name are alike, but for the most sessions. A rate counts in
-    /// time that is paid for, which means nothing to another rate; and a prefix makes other sources.
+    /// time that is paid for, which means nothing to another rate. A prefix makes other sources.
     pub(super) fn shared_sources(&mut self, config: &'c Config) {
         let mut first: BTreeMap<&str, (&At<String>, &SourceLimit)> = BTreeMap::new();
         for (part, limit) in sources(config) {

@@ -31,10 +31,12 @@ fuzz_target!(|text: &str| {
     for settings in [shared, pool] {
         let translation = translate(&objects, settings);
         let _ = translation.statuses(&Outcome::Applied);
-        let table = table(&translation.config);
+        // Names draw the secret of the sources' keys.
+        let mut names = Names::new();
+        let table = table(&translation.config, &mut names);
         if let Some(toml) = printed(&translation.config) {
             let read = parse_for("f", &toml, &settings.machine).expect("what was printed");
-            assert_eq!(table, self::table(&read), "{toml}");
+            assert_eq!(table, self::table(&read, &mut names), "{toml}");
         }
     }
 });
@@ -49,8 +51,8 @@ fn settings(pool: &[&str]) -> Settings {
     options.settings(("", "")).expect("nothing is a configuration")
 }
 
-fn table(config: &Config) -> String {
-    format!("{:?}", compile(config, &mut Names::new(), 1).expect("parts that fit together"))
+fn table(config: &Config, names: &mut Names) -> String {
+    format!("{:?}", compile(config, names, 1).expect("parts that fit together"))
 }
 
 /// `None`: a key is left out, so that it means less.
