@@ -11,6 +11,22 @@ use crate::sim::scenarios::setup::{SHARED, Serves, Setup, UDP};
 const C: Peer = Peer::Client(0);
 const S: Peer = Peer::Server(0);
 
+/// Steps of a scenario that begins with turns. The turn `[n, 10, 20]` is a datagram of client `n`,
+/// and the answer that it hears.
+macro_rules! turns {
+    ($([$client:expr, $asked:expr, $answered:expr]),*; $($step:expr),*) => {
+        &[
+            $(
+                Asks($client, $asked),
+                Hears(Peer::Server($client), $asked),
+                Answers($client, $answered),
+                Hears(Peer::Client($client), $answered),
+            )*
+            $($step),*
+        ]
+    };
+}
+
 /// Scenarios in which the kernel forwards flows, if one datagram each way promotes a flow. The
 /// least datagrams that go through the kernel.
 pub const IN_KERNEL: &[(&str, u64)] = &[
@@ -95,15 +111,8 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "several datagrams each way, while the endpoint leaves the table and returns",
         setup: Setup { flow_timeout: 1_000, ..UDP },
-        steps: &[
-            Asks(0, 10),
-            Hears(S, 10),
-            Answers(0, 20),
-            Hears(C, 20),
-            Asks(0, 11),
-            Hears(S, 11),
-            Answers(0, 0),
-            Hears(C, 0),
+        steps: turns![
+            [0, 10, 20], [0, 11, 0];
             Asks(0, 12),
             Hears(S, 12),
             Returns(0),
@@ -113,39 +122,16 @@ pub(super) const SCENARIOS: &[Scenario] = &[
             Hears(S, 1_200),
             Answers(0, 1_300),
             Hears(C, 1_300),
-            Logs(R::FlowTimeout),
+            Logs(R::FlowTimeout)
         ],
     },
     Scenario {
         name: "two clients of one server go on, in turns",
         setup: Setup { flow_timeout: 1_000, ..UDP },
-        steps: &[
-            Asks(0, 10),
-            Hears(S, 10),
-            Answers(0, 20),
-            Hears(C, 20),
-            Asks(1, 11),
-            Hears(Peer::Server(1), 11),
-            Answers(1, 21),
-            Hears(Peer::Client(1), 21),
-            Asks(0, 0),
-            Hears(S, 0),
-            Answers(0, 1_200),
-            Hears(C, 1_200),
-            Asks(1, 13),
-            Hears(Peer::Server(1), 13),
-            Answers(1, 1),
-            Hears(Peer::Client(1), 1),
-            Asks(0, 1_200),
-            Hears(S, 1_200),
-            Answers(0, 0),
-            Hears(C, 0),
-            Asks(1, 15),
-            Hears(Peer::Server(1), 15),
-            Answers(1, 300),
-            Hears(Peer::Client(1), 300),
+        steps: turns![
+            [0, 10, 20], [1, 11, 21], [0, 0, 1_200], [1, 13, 1], [0, 1_200, 0], [1, 15, 300];
             LogsReason(R::FlowTimeout),
-            LogsReason(R::FlowTimeout),
+            LogsReason(R::FlowTimeout)
         ],
     },
     Scenario {
