@@ -1126,6 +1126,23 @@ fn flows_do_not_all_end_in_one_turn() {
     assert!((1..=256).contains(&most), "{most} flows ended in one turn");
 }
 
+/// A process that takes over receives no datagrams before the flows have come. It accepts
+/// connections, and goes on when accepting has ended by itself.
+#[test]
+fn a_process_that_waits_for_flows_accepts_on() {
+    let mut fake = Fake::new(1, LIMITS, Faults { stop: 500, ..Faults::default() });
+    let address = |port| SocketAddr::new(setup::HOME, port);
+    fake.proxy.wait_for_flows();
+    let setup = Setup { protocol: Protocol::Tcp, ..setup::UDP };
+    fake.apply(setup.table(address(53), &[address(54)]));
+    for port in 1..=20 {
+        let client = SocketAddr::from(([198, 18, 0, 1], port));
+        fake.kernel.peer_connect(SocketId(0), client, Vec::new(), 4096);
+        while fake.step(fake.kernel.now + 1_000) {}
+    }
+    assert_eq!(fake.counters.accepted.get(), 20);
+}
+
 /// One UDP listener, and one endpoint behind shared sockets.
 fn shared_table() -> RoutingTable {
     let address = |port| SocketAddr::new(setup::HOME, port);

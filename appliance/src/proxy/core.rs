@@ -172,10 +172,11 @@ impl Core {
 
     pub fn start(&mut self, id: SocketId) {
         let is_over = self.tables.is_closing(id) || self.tables.is_released(id);
-        if is_over || self.hearing.is_deaf(id) {
+        if is_over {
             return;
         }
         let op = match self.tables.transport(id) {
+            Some(Transport::Udp) if self.hearing.is_deaf(id) => return,
             Some(Transport::Udp) => Op::Receive,
             Some(Transport::Tcp) => match self.tables.delays(id) {
                 None => Op::Accept,
