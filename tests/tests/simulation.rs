@@ -1143,6 +1143,27 @@ fn a_process_that_waits_for_flows_accepts_on() {
     assert_eq!(fake.counters.accepted.get(), 20);
 }
 
+/// At the end of a drain the sockets of flows are closed at once, unless another process goes on
+/// with the clients: it may get the port of a socket to which late replies still come.
+#[test]
+fn sockets_rest_at_the_end_of_a_drain_if_another_process_serves() {
+    for heirs in [0, 1] {
+        let mut fake = Fake::new(1, LIMITS, Faults::default());
+        let address = |port| SocketAddr::new(setup::HOME, port);
+        fake.apply(setup::UDP.table(address(53), &[address(54)]));
+        ask(&mut fake, 1_000);
+        let began = fake.kernel.now;
+        let drain = Some(Drain { timeout: 10, spread: 10 });
+        let handed_over = Arc::new((0..heirs).map(SocketId).collect());
+        fake.apply(RoutingTable { generation: 2, drain, handed_over, ..RoutingTable::empty() });
+        while !fake.proxy.is_done() {
+            assert!(fake.step(u64::MAX), "the drain does not end");
+        }
+        let rested = fake.kernel.now - began >= 2_000_000;
+        assert_eq!(rested, heirs > 0, "after {} us", fake.kernel.now - began);
+    }
+}
+
 /// One UDP listener, and one endpoint behind shared sockets.
 fn shared_table() -> RoutingTable {
     let address = |port| SocketAddr::new(setup::HOME, port);

@@ -107,7 +107,8 @@ impl Flows {
         }
         self.sweep.next = core.now + ENDING_STEP;
         if self.flows.is_empty() {
-            self.close_some(core, false);
+            let has_heir = !core.tables.current().handed_over.is_empty();
+            self.close_some(core, has_heir && reason == CloseReason::Drained);
         }
     }
 
