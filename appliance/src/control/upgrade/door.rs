@@ -252,17 +252,19 @@ impl Link {
         pass::set_patience(self.socket.as_fd(), patience).map_err(|error| error.to_string())
     }
 
-    /// Hears no more, and returns what had been said before.
+    /// Hears no more, and returns what had been said before. If that was nothing, the sessions go
+    /// on here. The other process is told so first: once this process has ended, the other one
+    /// could not know that it did not end before.
     fn last_word(&mut self, count: usize) -> Vec<bool> {
         self.is_over = true;
-        let none = vec![false; count];
-        if pass::stop_receiving(self.socket.as_fd()).is_err() {
-            return none;
+        if pass::stop_receiving(self.socket.as_fd()).is_ok()
+            && let Ok((Message::Adopted(adopted), _)) = self.receive()
+            && adopted.len() == count
+        {
+            return adopted;
         }
-        match self.receive() {
-            Ok((Message::Adopted(adopted), _)) if adopted.len() == count => adopted,
-            _ => none,
-        }
+        self.refuse("the sessions that were offered go on in the process before");
+        vec![false; count]
     }
 
     /// Another way to say things in this conversation.
@@ -280,12 +282,12 @@ impl Link {
 
     /// Whether the other process, of which nothing more can be heard, has ended or is ending. One
     /// whose end can't be seen counts as one that lives.
-    pub fn has_died(&self) -> bool {
+    fn has_died(&self) -> bool {
         self.process.as_ref().is_some_and(|of| of.ends_within(END).unwrap_or(false))
     }
 
     /// Whether the other process has died in the middle of the conversation, without a refusal: it
-    /// serves nobody any more.
+    /// serves nobody any more, and has not gone on with what it had offered.
     pub fn is_orphaned(&mut self) -> bool {
         // A refusal may have come before the end. Without a timeout nothing is read.
         if self.wait_for(END).is_err() {
@@ -350,6 +352,8 @@ pub fn out_of_order(message: &Message) -> String {
 
 #[cfg(test)]
 mod tests {
+    use socket2::Domain;
+
     use super::*;
 
     #[test]
@@ -360,6 +364,23 @@ mod tests {
         assert_eq!(named("@a"), "unix:@a.upgrade");
         assert!(path(&format!("/{}", "a".repeat(100))).is_err(), "it would be too long");
         assert!(super::path(None).is_err_and(|why| why.contains("admin.socket")));
+    }
+
+    /// The new process hears that after it has adopted the sessions, whatever has become of the old
+    /// one meanwhile.
+    #[test]
+    fn who_waits_for_an_answer_in_vain_says_that_the_sessions_go_on() {
+        let (old, new) =
+            socket2::Socket::pair(Domain::UNIX, Type::SEQPACKET, None).expect("a pair");
+        let link = |socket: socket2::Socket| Link::new(socket.into()).expect("its own user");
+        let (mut old, mut new) = (link(old), link(new));
+        assert_eq!(old.offer(&[], &[]), [false; 0]);
+        assert!(old.is_over());
+        drop(old);
+        assert!(matches!(new.receive(), Ok((Message::Sessions(_), _))));
+        assert!(new.send(&Message::Adopted(Vec::new()), &[]).is_err(), "nobody hears it");
+        assert!(new.receive().is_err_and(|why| why.contains("refuses")));
+        assert!(!new.is_orphaned());
     }
 
     #[test]

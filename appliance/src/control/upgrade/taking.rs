@@ -225,7 +225,7 @@ pub fn finish(link: Link, taken: Vec<u32>, steps: mpsc::Sender<Step>) -> io::Res
                     steps.blocking_send(Step::Draining { processes, sessions, flows }).is_ok()
                 }
                 Ok((Message::Sessions(sessions), beside)) => {
-                    adopt((&link, voice.as_ref()), sessions, beside, &steps).is_some()
+                    adopt((&mut link, voice.as_ref()), sessions, beside, &steps).is_some()
                 }
                 _ => break,
             };
@@ -284,7 +284,7 @@ fn adopt_flows(batch: FlowBatch, steps: &mpsc::Sender<Step>) -> Result<Vec<bool>
 
 /// Adopts sessions of the old process. `None`: the gateway has ended.
 fn adopt(
-    (link, voice): (&Link, Option<&Arc<Voice>>),
+    (link, voice): (&mut Link, Option<&Arc<Voice>>),
     sessions: Vec<Session>,
     beside: Vec<OwnedFd>,
     steps: &mpsc::Sender<Step>,
@@ -303,7 +303,8 @@ fn adopt(
         return Some(());
     }
     // If the old process does not hear it, the sessions are still its own, unless it has been
-    // stopped: then nobody else has them, and a close would look to the peers like a clean end.
-    let are_ours = link.has_died();
+    // stopped: then nobody else has them, and a close would look to the peers like a clean end. An
+    // old process that has waited in vain, and has gone on with them, has said so before it ended.
+    let are_ours = link.is_orphaned();
     steps.blocking_send(Step::NotTold { are_ours }).ok()
 }
