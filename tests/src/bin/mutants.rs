@@ -221,6 +221,44 @@ const MUTANTS: &[Mutant] = &[
         replace: "",
     },
     Mutant {
+        name: "accepts-no-more-while-it-waits-for-flows",
+        file: "core.rs",
+        find: "            Some(Transport::Udp) if self.hearing.is_deaf(id) => return,",
+        replace: "            _ if self.hearing.is_deaf(id) => return,",
+    },
+    Mutant {
+        name: "hears-clients-before-their-flows-come",
+        file: "hearing.rs",
+        find: "        self.waits = true;",
+        replace: "        self.waits = !self.deaf.is_empty();",
+    },
+    Mutant {
+        name: "endpoint-keeps-the-load-of-a-flow-that-has-gone",
+        file: "udp/parting.rs",
+        find: "            core.leaves(flow.endpoint);
+            core.leave_source(flow.source);",
+        replace: "            core.leave_source(flow.source);",
+    },
+    Mutant {
+        name: "place-of-a-flow-that-has-gone-kept",
+        file: "udp/parting.rs",
+        find: "            core.places.leave(flow.listener);
+            core.leaves(flow.endpoint);",
+        replace: "            core.leaves(flow.endpoint);",
+    },
+    Mutant {
+        name: "a-session-that-nobody-took-stands-still",
+        file: "parting.rs",
+        find: "            true => session.go_on(core),",
+        replace: "            true => {}",
+    },
+    Mutant {
+        name: "closes-before-it-has-rested-beside-another-process",
+        file: "udp/sweep.rs",
+        find: "self.close_some(core, has_heir && reason == CloseReason::Drained);",
+        replace: "self.close_some(core, has_heir && reason == CloseReason::Stopped);",
+    },
+    Mutant {
         name: "mark-without-a-deadline",
         file: "tcp/bulk_marks.rs",
         find: "        let due = now + PATIENCE;",

@@ -18,7 +18,7 @@ use crate::sim::limit::some_bytes;
 use crate::sim::proxied::some_send_proxy;
 use crate::sim::rng::Rng;
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct ModelBackend {
     /// Present, and all that it may have.
     pub endpoints: Vec<(bool, Endpoint)>,
@@ -74,6 +74,20 @@ impl ModelBackend {
             upstream_rest: rng.scale(100, 2_500) as u32,
             gone: some_gone(rng),
             source: sources(rng, id),
+        }
+    }
+
+    /// In another process.
+    pub fn count_anew(&mut self) {
+        self.had.clear();
+        for load in &mut self.loads {
+            load.sessions = Arc::default();
+            if let Some(limit) = &mut load.limit {
+                limit.usage = Arc::default();
+            }
+        }
+        if let Some(queue) = &mut self.queue {
+            queue.line = Arc::default();
         }
     }
 

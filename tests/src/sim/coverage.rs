@@ -21,6 +21,16 @@ pub enum State {
     Resting,
     /// `CloseUpstream` was asked for.
     Ending,
+    /// An upgrade whose new process is not ready yet.
+    Starting,
+    /// The new process gets to know flows, which go on.
+    Announcing,
+    /// Flows come to a halt.
+    Settling,
+    /// The new process is told that all is its own, and has not been heard to agree.
+    Deciding,
+    /// Sessions go to the new process.
+    Parting,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -73,12 +83,23 @@ pub enum Fault {
     /// The kernel forwarded the flow before the flow settled, and goes on with it.
     PromotedAgain,
     Demoted(Demotion),
+    /// A process was killed during an upgrade.
+    OldDied,
+    NewDied,
+    /// The new process gave the upgrade up, did nothing for long, or was not heard in time.
+    NewRefused,
+    NewHung,
+    TimedOut,
+    /// The new process hands over before all sessions have come.
+    AnotherUpgrade,
 }
 
 impl State {
     pub const SESSION: [Self; 5] =
         [Self::Opening, Self::Connecting, Self::Relaying, Self::HalfClosed, Self::Closing];
     pub const UPSTREAM: [Self; 3] = [Self::Live, Self::Resting, Self::Ending];
+    pub const UPGRADE: [Self; 5] =
+        [Self::Starting, Self::Announcing, Self::Settling, Self::Deciding, Self::Parting];
 }
 
 #[derive(Clone, Debug, Default)]
@@ -105,7 +126,8 @@ impl Coverage {
 
     /// Pairs that can be reached and were not.
     pub fn missing(&self) -> Vec<(State, Fault)> {
-        let all = REACHABLE.iter().flat_map(|(fault, states)| states.iter().map(|s| (*s, *fault)));
+        let all = REACHABLE.iter().chain(REACHABLE_IN_UPGRADES);
+        let all = all.flat_map(|(fault, states)| states.iter().map(|s| (*s, *fault)));
         all.filter(|(state, fault)| self.count(*state, *fault) == 0).collect()
     }
 }
@@ -169,17 +191,43 @@ const REACHABLE: &[(Fault, &[State])] = {
     ]
 };
 
+/// The same of upgrades.
+const REACHABLE_IN_UPGRADES: &[(Fault, &[State])] = {
+    use Fault as F;
+    use State::{Announcing, Deciding, Parting, Settling, Starting};
+    const ANY: &[State] = &State::UPGRADE;
+    &[
+        (F::OldDied, ANY),
+        (F::NewDied, ANY),
+        (F::NewRefused, &[Starting, Announcing, Settling, Deciding]),
+        (F::NewHung, ANY),
+        (F::TimedOut, &[Starting, Announcing, Deciding, Parting]),
+        (F::AnotherUpgrade, &[Parting]),
+    ]
+};
+
 impl fmt::Display for Coverage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let states = State::SESSION.iter().chain(&State::UPSTREAM);
+        self.table(f, REACHABLE, &[&State::SESSION[..], &State::UPSTREAM].concat())?;
+        self.table(f, REACHABLE_IN_UPGRADES, &State::UPGRADE)
+    }
+}
+
+impl Coverage {
+    fn table(
+        &self,
+        f: &mut fmt::Formatter<'_>,
+        reachable: &[(Fault, &[State])],
+        states: &[State],
+    ) -> fmt::Result {
         write!(f, "{:<25}", "fault \\ state")?;
-        for state in states.clone() {
+        for state in states {
             write!(f, "{:>12}", format!("{state:?}"))?;
         }
         writeln!(f)?;
-        for (fault, reachable) in REACHABLE {
+        for (fault, reachable) in reachable {
             write!(f, "{:<25}", format!("{fault:?}"))?;
-            for state in states.clone() {
+            for state in states {
                 let n = self.count(*state, *fault);
                 if n == 0 && !reachable.contains(state) {
                     write!(f, "{:>12}", "-")?;

@@ -59,7 +59,7 @@ impl Fake {
             }
         }
         self.in_force = table.sockets.iter().map(|socket| socket.id).collect();
-        self.kernel.may_promote.table_applied(&table, self.kernel.now);
+        self.kernel.table_applied(&table);
         self.proxy.apply(self.kernel.now, Arc::new(table), &mut self.ops);
         self.tables.ask(&mut self.ops);
     }

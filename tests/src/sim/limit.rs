@@ -16,10 +16,10 @@ pub fn some_bytes(rng: &mut Rng) -> Option<Rate> {
 }
 
 /// A few limits, which parts share.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct SharedLimits(Vec<One>);
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct One {
     usage: Arc<Usage>,
     limit: Option<Box<Limit>>,
@@ -52,6 +52,16 @@ impl SharedLimits {
             one.delays = rng.per_mille(300);
             one.limit = rng.per_mille(200).then(|| Box::new(limit));
             one.most = one.most.max(sessions);
+        }
+    }
+
+    /// In another process.
+    pub fn count_anew(&mut self) {
+        for one in &mut self.0 {
+            one.usage = Arc::default();
+            if let Some(limit) = &mut one.limit {
+                limit.usage = Arc::clone(&one.usage);
+            }
         }
     }
 

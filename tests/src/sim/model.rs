@@ -22,7 +22,7 @@ use crate::sim::protocols::{by_alpn, some_by_alpn};
 use crate::sim::rng::Rng;
 use crate::sim::source_limit::{RECORDS, some_limit};
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Model {
     pub sockets: Vec<ModelSocket>,
     pub backends: Vec<ModelBackend>,
@@ -37,7 +37,7 @@ pub struct Model {
     generation: u64,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct ModelSocket {
     pub id: SocketId,
     pub protocol: Protocol,
@@ -52,7 +52,7 @@ pub struct ModelSocket {
     keepalive: u32,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct ModelListener {
     pub id: ListenerId,
     /// TLS: the pattern that it serves.
@@ -127,6 +127,22 @@ impl Model {
             limits,
             generation: 0,
         }
+    }
+
+    /// The same configuration in another process, which counts for itself.
+    pub fn of_next_process(&self) -> Self {
+        let sources = Arc::new(SourceRecords::new(RECORDS, 1));
+        let mut next = Self { sources: Arc::clone(&sources), ..self.clone() };
+        for listener in next.sockets.iter_mut().flat_map(|socket| &mut socket.listeners) {
+            let limits = [&mut listener.limit_source, &mut listener.route_source];
+            for limit in limits.into_iter().flatten() {
+                limit.records = Arc::clone(&sources);
+                sources.count_bytes();
+            }
+        }
+        next.backends.iter_mut().for_each(ModelBackend::count_anew);
+        next.shared.count_anew();
+        next
     }
 
     /// UDP flows last, and the kernel may forward most of them.

@@ -7,38 +7,51 @@ use config_sync::table::routing::{SocketId, Transport};
 use ringway::contract::{Event, Token, Why};
 
 use crate::sim::coverage::Fault;
-use crate::sim::kernel::{Kernel, Listening, Pending, Turn};
+use crate::sim::kernel::process::of_all;
+use crate::sim::kernel::{Bound, Kernel, Listening, Pending, Turn};
 
 impl Kernel {
     /// Takes over a socket that is bound and listens, as the ring does: a UDP socket that is open
     /// is kept instead, and one that is being closed is followed by the new one.
     pub fn listen(&mut self, id: SocketId, transport: Transport, address: SocketAddr) {
-        if let Some(socket) = self.listening.get_mut(&id) {
+        let own = self.descriptor(id);
+        if let Some(socket) = self.listening.get_mut(&own) {
             assert_eq!(transport, Transport::Udp, "{id:?} is bound twice");
             socket.followed = socket.ending;
             return;
         }
-        let socket = Listening {
+        self.listening.insert(own, Listening::default());
+        // Another process may have the socket too, and has given it to this one.
+        self.bound.entry(id).or_insert_with(|| Bound {
             transport,
             address,
-            armed: false,
-            one: false,
-            stopping: false,
-            ending: false,
-            released: false,
-            halted: false,
-            followed: false,
             handshakes: 0,
             backlog: VecDeque::new(),
-            stopped: 0,
-            pause_until: 0,
             received: VecDeque::new(),
-        };
-        self.listening.insert(id, socket);
+        });
+    }
+
+    pub(crate) fn descriptor(&self, id: SocketId) -> SocketId {
+        SocketId(self.here(id.0))
     }
 
     pub fn is_listening(&self, id: SocketId) -> bool {
-        self.listening.contains_key(&id)
+        self.listening.contains_key(&self.descriptor(id))
+    }
+
+    /// The descriptors of a socket, with the numbers of their processes.
+    pub(crate) fn descriptors(&self, id: SocketId) -> impl Iterator<Item = (SocketId, &Listening)> {
+        let all = self.listening.iter().filter(move |(own, _)| of_all(**own) == id);
+        all.map(|(own, descriptor)| (*own, descriptor))
+    }
+
+    /// Nobody has a socket any more: it is closed, with all that waits in it.
+    pub(crate) fn unbind_if_last(&mut self, id: SocketId) {
+        if self.descriptors(id).next().is_none()
+            && let Some(bound) = self.bound.remove(&id)
+        {
+            bound.backlog.into_iter().for_each(|conn| self.close_conn(conn, true));
+        }
     }
 
     pub(super) fn accept(&mut self, token: Token) {
@@ -75,9 +88,10 @@ impl Kernel {
             socket.armed = false;
             return self.event(Token::socket(id), Event::Stopped { why: None }, turn);
         }
-        if socket.backlog.is_empty() {
+        if self.bound[&of_all(id)].backlog.is_empty() {
             return;
         }
+        let socket = self.listening.get_mut(&id).expect("found above");
         let token = Token::socket(id);
         let exhausted = self.rng.per_mille(self.faults.exhausted);
         if exhausted || self.rng.per_mille(self.faults.stop) {
@@ -103,13 +117,13 @@ impl Kernel {
     }
 
     fn hand_over(&mut self, id: SocketId, turn: &mut Turn) {
-        let Some(conn) = self.listening.get_mut(&id).and_then(|s| s.backlog.pop_front()) else {
-            return;
-        };
+        let bound = self.bound.get_mut(&of_all(id));
+        let Some(conn) = bound.and_then(|bound| bound.backlog.pop_front()) else { return };
         let free = (0..).find(|n| !self.incoming.contains_key(n));
         let incoming = free.expect("fewer than 2^32 connections wait");
         self.incoming.insert(incoming, (id, conn));
         self.accepted += 1;
+        self.ring().accepted += 1;
         let (peer, local) = (self.conns[conn.0].peer, self.conns[conn.0].local);
         self.event(Token::socket(id), Event::Accepted { incoming, peer, local }, turn);
     }
@@ -151,12 +165,14 @@ impl Kernel {
         };
         // The other process accepts what waits on a socket that rests.
         let rests = !std::mem::take(&mut socket.armed) && socket.one;
-        let waiting = if rests { 0 } else { socket.backlog.len() };
-        let event = match socket.transport {
+        let bound = &self.bound[&of_all(id)];
+        let waiting = if rests { 0 } else { bound.backlog.len() };
+        let event = match bound.transport {
             Transport::Udp => Event::Stopped { why: None },
             Transport::Tcp => {
                 (0..waiting).for_each(|_| self.hand_over(id, turn));
                 self.listening.remove(&id);
+                self.unbind_if_last(of_all(id));
                 Event::Unlistened
             }
         };
@@ -164,23 +180,28 @@ impl Kernel {
     }
 
     pub(super) fn unlisten_on(&mut self, id: SocketId, turn: &mut Turn) {
-        let socket = self.listening.get_mut(&id).expect("checked at Unlisten");
         let token = Token::socket(id);
-        if !socket.backlog.is_empty() {
+        let is_shared = self.is_held_elsewhere(of_all(id));
+        let bound = self.bound.get_mut(&of_all(id)).expect("checked at Unlisten");
+        if !bound.backlog.is_empty() {
             self.hand_over(id, turn);
-        } else if socket.handshakes == 0 {
+        } else if bound.handshakes == 0 {
             // Receives that had completed before come out before the last event.
-            if !socket.received.is_empty() && self.rng.per_mille(300) {
-                let (datagram, _) = socket.received.pop_front().expect("not empty");
+            if !is_shared && !bound.received.is_empty() && self.rng.per_mille(300) {
+                let (datagram, _) = bound.received.pop_front().expect("not empty");
                 self.hand_up(token, datagram, None, turn);
             }
-            let Listening { transport, address, followed, released, .. } =
+            let Listening { followed, released, .. } =
                 self.listening.remove(&id).expect("it is there");
             if followed {
-                self.listen(id, transport, address);
-                self.listening.get_mut(&id).expect("it follows").released = released;
+                let next = Listening { released, ..Listening::default() };
+                self.listening.insert(id, next);
+                if !is_shared && let Some(bound) = self.bound.get_mut(&of_all(id)) {
+                    bound.received.clear();
+                }
                 self.event(token, Event::Stopped { why: None }, turn);
             } else {
+                self.unbind_if_last(of_all(id));
                 self.event(token, Event::Unlistened, turn);
             }
             return;

@@ -5,6 +5,9 @@
 //! not do by the contract (`ringway::contract`), or Linux would not carry out, is a broken
 //! invariant and panics with a message.
 //!
+//! Several processes may have sockets here: the one whose turn it is, and others. Each has a range
+//! of slots, so that tokens tell them apart (`process`).
+//!
 //! What the kernel is stands here, and in `tcp::{conn, session}` and
 //! `udp::{datagram, train, upstream}`. What the kernel does stands beside these: those files import
 //! this one, and this one imports none of them.
@@ -13,6 +16,7 @@ mod checks;
 pub mod faults;
 mod listen;
 mod ops;
+pub(crate) mod process;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
@@ -37,11 +41,20 @@ pub struct Turn {
     pub bytes: Vec<u8>,
 }
 
-/// A listening socket.
+/// A listening socket, of all processes that have it.
 #[derive(Debug)]
-pub(crate) struct Listening {
+pub(crate) struct Bound {
     pub(crate) transport: Transport,
     pub(crate) address: SocketAddr,
+    /// Handshakes that have begun: they end in the backlog even after `Unlisten`.
+    pub(crate) handshakes: u32,
+    pub(crate) backlog: VecDeque<ConnId>,
+    pub(crate) received: VecDeque<(Datagram, Option<Pair>)>,
+}
+
+/// A process's descriptor of a listening socket.
+#[derive(Debug, Default)]
+pub(crate) struct Listening {
     pub(crate) armed: bool,
     /// It was last asked to accept one connection.
     pub(crate) one: bool,
@@ -55,14 +68,10 @@ pub(crate) struct Listening {
     pub(crate) halted: bool,
     /// UDP: was handed over anew while it ends, and is followed by that.
     pub(crate) followed: bool,
-    /// Handshakes that have begun: they end in the backlog even after `Unlisten`.
-    pub(crate) handshakes: u32,
-    pub(crate) backlog: VecDeque<ConnId>,
     /// When it last stopped because the machine lacked something, microseconds.
     pub(crate) stopped: u64,
     /// When accepting or receiving may be asked for again after an error, microseconds.
     pub(crate) pause_until: u64,
-    pub(crate) received: VecDeque<(Datagram, Option<Pair>)>,
 }
 
 /// A session's attempt to connect to an endpoint.
@@ -122,17 +131,20 @@ pub struct Kernel {
     /// Counts of what the kernel handed over.
     pub accepted: u64,
     pub events: u64,
-    /// Datagrams that shared sockets had from where no flow had sent to.
-    pub strangers: u64,
+    /// The process whose turn it is.
+    pub(crate) process: u32,
+    pub(crate) rings: Vec<Ring>,
     pub(crate) rng: Rng,
     pub(crate) limits: Limits,
     pub(crate) turn: u64,
+    pub(crate) bound: BTreeMap<SocketId, Bound>,
+    /// By process too.
     pub(crate) listening: BTreeMap<SocketId, Listening>,
     pub(crate) incoming: BTreeMap<u32, (SocketId, ConnId)>,
     /// Sessions that are offered to another process, or were adopted and are not its own yet.
     pub(crate) frozen: BTreeSet<Token>,
-    /// Sessions whose connections another process has got, by the number of that.
-    pub(crate) arrivals: Vec<Token>,
+    /// The connections of sessions that are on their way to another process.
+    pub(crate) arrivals: Vec<Option<Arrival>>,
     /// Upstream sockets that another process has got, by the number of that.
     pub(crate) lent: Vec<Token>,
     pub(crate) conns: Vec<Conn>,
@@ -142,33 +154,27 @@ pub struct Kernel {
     /// The last generation that each slot had.
     pub(crate) generations: BTreeMap<(Kind, u32), u32>,
     pub(crate) endpoints: BTreeMap<SocketAddr, EndpointMode>,
-    pub(crate) pipes_used: u32,
     pub(crate) upstreams: BTreeMap<u32, Upstream>,
     /// Flows that the kernel forwards, by upstream slot.
     pub(crate) promoted: BTreeMap<u32, Promoted>,
-    /// Datagrams that it has forwarded so.
-    pub carried: u64,
-    pub may_promote: MayPromote,
     /// How often each exchange was demoted.
     pub(crate) demotions: BTreeMap<Exchange, u32>,
     /// Source ports that upstream sockets may have.
     pub ports: u32,
-    /// When a source port may be asked for again after none was free, microseconds, and in which
-    /// turn that was.
-    pub(crate) no_ports: (u64, u64),
+    /// The ports of processes that were killed. Nobody gets them again: there are few ports here,
+    /// and late replies to such a port are nobody's fault.
+    pub(crate) dead_ports: BTreeSet<u32>,
     /// How long each endpoint's sockets rest between two flows, microseconds.
     pub rests: BTreeMap<IpAddr, u64>,
     /// The client of the last datagram from each source port to each endpoint, of sockets that are
     /// not shared.
     pub(crate) used: BTreeMap<(u32, SocketAddr), Use>,
-    /// The way that each client's datagrams went last.
-    pub(crate) ways: BTreeMap<Exchange, Path>,
+    /// The way that each client's datagrams went last, by process, as those below.
+    pub(crate) ways: BTreeMap<(u32, Exchange), Path>,
     /// Sockets refused by ICMP since their last datagram, and in which turn.
     pub(crate) refused: BTreeMap<Token, u64>,
     /// Flows that the kernel forwarded until they settled, and has not begun to forward again.
     pub(crate) settled: BTreeSet<Exchange>,
-    /// When each endpoint last refused something, microseconds.
-    pub closed_ports: BTreeMap<SocketAddr, u64>,
     /// Endpoints that were sent more of a flow that they had refused.
     pub fed: Vec<(SocketAddr, Exchange)>,
     /// Endpoints of sockets that other flows were given since this was last drained, and the
@@ -177,12 +183,11 @@ pub struct Kernel {
     /// Flows that went on from one endpoint to another since this was last drained.
     pub moves: Vec<(Exchange, SocketAddr, SocketAddr)>,
     /// The endpoints of flows that are not known to be over.
-    pub(crate) homes: BTreeMap<Exchange, SocketAddr>,
+    pub(crate) homes: BTreeMap<(u32, Exchange), SocketAddr>,
     /// When these flows began, microseconds.
-    pub(crate) begun: BTreeMap<Exchange, u64>,
+    pub(crate) begun: BTreeMap<(u32, Exchange), u64>,
     /// Upstream tokens with an `Open` that failed in this turn: ops pushed with it are void.
     pub(crate) open_failed: Vec<Token>,
-    pub(crate) buffers: BTreeMap<u16, HeldBuffer>,
     /// What proxies have sent.
     pub(crate) trains: Vec<Train>,
     /// Datagrams that a header has made too large for their path.
@@ -190,6 +195,33 @@ pub struct Kernel {
     pub(crate) attempts: u32,
     queue: BTreeMap<(u64, u64), Pending>,
     sequence: u64,
+}
+
+/// What a process alone has.
+#[derive(Debug, Default)]
+pub struct Ring {
+    /// Connections that it was handed.
+    pub accepted: u64,
+    /// Datagrams that shared sockets had from where no flow had sent to.
+    pub strangers: u64,
+    pub(crate) pipes_used: u32,
+    pub(crate) buffers: BTreeMap<u16, HeldBuffer>,
+    /// Datagrams that the kernel has forwarded.
+    pub carried: u64,
+    pub(crate) may_promote: MayPromote,
+    /// When a source port may be asked for again after none was free, microseconds, and in which
+    /// turn that was.
+    pub(crate) no_ports: (u64, u64),
+    /// When each endpoint last refused something, as far as the process knows, microseconds.
+    pub(crate) closed_ports: BTreeMap<SocketAddr, u64>,
+}
+
+/// The connections of a session between two processes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Arrival {
+    pub(crate) client: ConnId,
+    pub(crate) endpoint: ConnId,
+    pub(crate) shut: [bool; 2],
 }
 
 impl Kernel {
@@ -206,10 +238,12 @@ impl Kernel {
             sent_down: Vec::new(),
             accepted: 0,
             events: 0,
-            strangers: 0,
+            process: 0,
+            rings: vec![Ring::default()],
             rng: Rng::new(seed),
             limits,
             turn: 0,
+            bound: BTreeMap::new(),
             listening: BTreeMap::new(),
             incoming: BTreeMap::new(),
             frozen: BTreeSet::new(),
@@ -220,27 +254,22 @@ impl Kernel {
             adopted: BTreeMap::new(),
             generations: BTreeMap::new(),
             endpoints: BTreeMap::new(),
-            pipes_used: 0,
             upstreams: BTreeMap::new(),
             promoted: BTreeMap::new(),
-            carried: 0,
-            may_promote: MayPromote::default(),
             demotions: BTreeMap::new(),
             ports: limits.flows + SHARED_SOCKETS,
-            no_ports: (0, 0),
+            dead_ports: BTreeSet::new(),
             rests: BTreeMap::new(),
             used: BTreeMap::new(),
             ways: BTreeMap::new(),
             refused: BTreeMap::new(),
             settled: BTreeSet::new(),
-            closed_ports: BTreeMap::new(),
             fed: Vec::new(),
             given: Vec::new(),
             moves: Vec::new(),
             homes: BTreeMap::new(),
             begun: BTreeMap::new(),
             open_failed: Vec::new(),
-            buffers: BTreeMap::new(),
             trains: Vec::new(),
             fragmented: 0,
             attempts: 0,
@@ -271,6 +300,38 @@ impl Kernel {
         self.now + self.rng.between(1, most)
     }
 
+    /// Takes out what is due by now and happens to the process whose turn it is, or to nobody.
+    fn next_due(&mut self) -> Option<Pending> {
+        let due = ..=(self.now, u64::MAX);
+        let mut due = self.queue.range(due);
+        let is_ours = |of: Option<u32>| of.is_none_or(|of| of == self.process);
+        let (at, _) = due.find(|(_, pending)| is_ours(self.process_of(pending)))?;
+        let at = *at;
+        self.queue.remove(&at)
+    }
+
+    /// Whether something is due that happens to the process whose turn it is, or to nobody.
+    pub fn is_due(&self) -> bool {
+        let mut due = self.queue.range(..=(self.now, u64::MAX));
+        due.any(|(_, pending)| self.process_of(pending).is_none_or(|of| of == self.process))
+    }
+
+    /// The sessions of the process that are being closed, and whether with a reset.
+    pub(crate) fn closes(&self) -> Vec<(Token, bool)> {
+        let closes = self.queue.values().filter_map(|pending| match pending {
+            Pending::Close(token, reset) => Some((*token, *reset)),
+            _ => None,
+        });
+        closes.filter(|(token, _)| process::parts(token.slot).0 == self.process).collect()
+    }
+
+    /// Nothing more happens to the process whose turn it is.
+    pub(crate) fn forget_pending(&mut self) {
+        let mut queue = std::mem::take(&mut self.queue);
+        queue.retain(|_, pending| self.process_of(pending) != Some(self.process));
+        self.queue = queue;
+    }
+
     pub(crate) fn at(&mut self, time: u64, pending: Pending) {
         self.sequence += 1;
         self.queue.insert((time, self.sequence), pending);
@@ -281,14 +342,14 @@ impl Kernel {
             eprintln!("{:>10} {} -> {event:?}", self.now, short(token));
         }
         self.events += 1;
-        turn.events.push((token, event));
+        turn.events.push((self.as_own(token), event));
     }
 
     pub(crate) fn listening_socket(&mut self, token: Token, as_: Transport) -> &mut Listening {
         assert_eq!(token, Token::socket(SocketId(token.slot)), "not a listening socket's token");
-        let socket = self.listening.get_mut(&SocketId(token.slot)).expect("no such socket");
-        assert_eq!(socket.transport, as_, "{token:?} is of the other transport");
-        socket
+        let transport = self.bound[&process::of_all(SocketId(token.slot))].transport;
+        assert_eq!(transport, as_, "{token:?} is of the other transport");
+        self.listening.get_mut(&SocketId(token.slot)).expect("no such socket")
     }
 
     /// Takes a slot into use: its generation must be a new one.
@@ -340,5 +401,6 @@ pub fn short(token: Token) -> String {
         Kind::Session => "session",
         Kind::Upstream => "upstream",
     };
-    format!("{kind} {}.{}", token.slot, token.generation)
+    let (process, slot) = process::parts(token.slot);
+    format!("{process}: {kind} {slot}.{}", token.generation)
 }

@@ -13,6 +13,7 @@ impl Kernel {
     /// Carries out what the proxy asked for, in order; direct events are appended to `turn`.
     pub fn carry_out(&mut self, ops: &mut Vec<(Token, Op)>, turn: &mut Turn) {
         for (token, op) in ops.drain(..) {
+            let token = self.token(token);
             if self.trace {
                 eprintln!("{:>10}   {} <- {op:?}", self.now, short(token));
             }
@@ -66,9 +67,11 @@ impl Kernel {
             Op::SendUp { buffer, part } => self.send_up(token, buffer, part, turn),
             Op::Answer { .. } => panic!("no listener here has a dns_guard"),
             Op::SendDown { buffer, from, peer, local } => {
+                let from = self.here(from);
                 self.send_down(token, buffer, from, peer, local);
             }
             Op::SendVia { buffer, part, via, peer, local } => {
+                let via = self.here(via);
                 self.send_via(token, (buffer, part), via, (peer, local), turn);
             }
             Op::Recycle { buffer } => self.recycle(token, buffer),
@@ -83,11 +86,7 @@ impl Kernel {
     pub fn reap(&mut self, max: usize, turn: &mut Turn) {
         self.receive_at_once(turn);
         while turn.events.len() < max {
-            let Some(entry) = self.queue.first_entry() else { break };
-            if entry.key().0 > self.now {
-                break;
-            }
-            let pending = entry.remove();
+            let Some(pending) = self.next_due() else { break };
             self.complete(pending, turn);
         }
     }
@@ -122,7 +121,8 @@ impl Kernel {
     /// whose flows begin in later turns.
     pub fn end_turn(&mut self, waiting: usize) {
         assert!(self.incoming.is_empty(), "an accepted connection was neither adopted nor refused");
-        assert_eq!(self.buffers.len(), waiting, "receive buffers that were not given back");
+        let buffers = self.ring().buffers.len();
+        assert_eq!(buffers, waiting, "receive buffers that were not given back");
         self.check_half_closes();
         self.open_failed.clear();
         self.turn += 1;

@@ -32,7 +32,7 @@ impl Kernel {
         if resumable {
             return;
         }
-        for session in self.sessions.values().filter(|s| !s.closing) {
+        for session in self.sessions.values().filter(|s| !s.closing && self.is_here(s.token.slot)) {
             let client = &self.conns[session.client.0];
             if client.owner != Some(session.token) {
                 continue;

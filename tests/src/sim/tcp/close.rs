@@ -58,6 +58,8 @@ impl Kernel {
         let cut = session.held.iter().any(|held| !held.is_empty());
         assert!(reset || !cut, "bytes were cut off by a clean end: {token:?}");
         let sides = [Some(session.client), session.endpoint];
+        let is_frozen = self.frozen.remove(&token);
+        let session = self.sessions.get_mut(&token.slot).expect("it lives");
         let relaying = session.endpoint.is_some();
         let streams = std::mem::replace(&mut session.streams, [Stream::Off; 2]);
         // The ring closes such connections together with their polls.
@@ -66,6 +68,7 @@ impl Kernel {
             self.close_conn(id, true);
         }
         for id in sides.into_iter().flatten() {
+            let is_shared = self.other_holder(id, token).is_some();
             let conn = &mut self.conns[id.0];
             if conn.owner != Some(token) {
                 assert!(!reset, "a session that went to another process is reset: {token:?}");
@@ -74,10 +77,14 @@ impl Kernel {
             conn.cut = false;
             let (then, bytes) = conn.streamed;
             conn.untold = if then == turn { bytes } else { 0 };
+            if is_shared {
+                assert!(!(reset && is_frozen), "a session of another process is reset: {token:?}");
+                continue;
+            }
             conn.outbound.fin |= ends_at_once && conn.error.is_none();
             let told = conn.error_told.is_some_and(|then| then < turn);
             assert!(
-                reset || !relaying || !told,
+                reset || !relaying || !told || is_frozen,
                 "a broken side became a clean end of the other: {id:?}"
             );
         }
@@ -90,12 +97,9 @@ impl Kernel {
         let session = self.sessions.remove(&token.slot).expect("closing");
         self.frozen.remove(&token);
         for id in [Some(session.client), session.endpoint].into_iter().flatten() {
-            // Another process has the connection, so nothing becomes of it.
-            if self.conns[id.0].owner == Some(token) {
-                self.close_conn(id, reset);
-            }
+            self.close_descriptor(id, token, reset);
         }
-        self.pipes_used -= session.pipes.iter().filter(|p| **p).count() as u32;
+        self.ring().pipes_used -= session.pipes.iter().filter(|p| **p).count() as u32;
         self.event(token, Event::Closed, turn);
         self.haunt(token);
     }
@@ -103,6 +107,7 @@ impl Kernel {
     pub(crate) fn close_conn(&mut self, id: ConnId, reset: bool) {
         let lost = self.rng.number();
         let conn = &mut self.conns[id.0];
+        let reset = reset || conn.resets;
         assert!(!conn.closed, "{id:?} is closed twice");
         conn.closed = true;
         if conn.error.is_some() {

@@ -31,6 +31,8 @@ pub struct Conn {
     pub refused: bool,
     /// The proxy's socket is closed.
     pub closed: bool,
+    /// It ends with a reset when its last descriptor is closed.
+    pub(crate) resets: bool,
     /// The peer was reset.
     pub reset_seen: bool,
     /// The peer closed its socket altogether.
@@ -58,7 +60,7 @@ pub struct Conn {
     /// Bytes or an end came since the proxy last looked.
     pub(crate) unlooked: bool,
     /// The last shutdown cut bytes off, and only a Close in the same turn can excuse that.
-    pub(super) cut: bool,
+    pub(crate) cut: bool,
 }
 
 impl Conn {

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use config_sync::table::routing::SocketId;
 use ringway::contract::{Kind, Side, Token};
 
+use crate::sim::kernel::process::parts;
 use crate::sim::kernel::{Kernel, Pending};
 use crate::sim::proxied::Proxied;
 use crate::sim::tcp::conn::{Conn, ConnId, Half, News};
@@ -30,6 +31,7 @@ impl Kernel {
             partner: None,
             refused: false,
             closed: false,
+            resets: false,
             reset_seen: false,
             peer_closed: false,
             error: None,
@@ -50,12 +52,12 @@ impl Kernel {
     }
 
     pub(crate) fn handshake_done(&mut self, id: SocketId, conn: ConnId) {
-        // After `Release`, another process accepts this connection.
-        let Some(socket) = self.listening.get_mut(&id) else { return };
-        socket.handshakes -= 1;
-        socket.backlog.push_back(conn);
-        if socket.armed {
-            self.soon(Pending::Accept(id));
+        let Some(bound) = self.bound.get_mut(&id) else { return self.close_conn(conn, true) };
+        bound.handshakes -= 1;
+        bound.backlog.push_back(conn);
+        let armed = self.descriptors(id).filter(|(_, of)| of.armed).map(|(own, _)| own);
+        for own in armed.collect::<Vec<_>>() {
+            self.soon(Pending::Accept(own));
         }
     }
 
@@ -63,7 +65,7 @@ impl Kernel {
         assert_eq!(token.kind, Kind::Session);
         let (_, client) = self.incoming.remove(&incoming).expect("Adopt of nothing");
         assert!(!self.sessions.contains_key(&token.slot), "Adopt into a slot that is in use");
-        assert!(token.slot < self.limits.sessions, "a slot beyond the limit");
+        assert!(parts(token.slot).1 < self.limits.sessions, "a slot beyond the limit");
         self.use_slot(token);
         self.sessions.insert(token.slot, Session::new(token, client));
         self.adopted.insert((token.slot, token.generation), client);

@@ -20,13 +20,14 @@ impl Kernel {
         prefix: Vec<u8>,
         window: u64,
     ) -> ConnId {
-        let local = self.listening.get(&socket).map_or(peer, |s| s.address);
+        let local = self.bound.get(&socket).map_or(peer, |bound| bound.address);
         let id = self.new_conn(Side::Client, peer, local, window);
         self.conns[id.0].prefix = prefix;
-        match self.listening.get_mut(&socket).filter(|s| !s.ending) {
-            Some(listening) => {
-                assert_eq!(listening.transport, Transport::Tcp);
-                listening.handshakes += 1;
+        let is_open = self.descriptors(socket).any(|(_, of)| !of.ending);
+        match self.bound.get_mut(&socket).filter(|_| is_open) {
+            Some(bound) => {
+                assert_eq!(bound.transport, Transport::Tcp);
+                bound.handshakes += 1;
                 self.soon(Pending::Handshake(socket, id));
             }
             None => self.conns[id.0].refused = true,

@@ -82,7 +82,7 @@ impl Kernel {
         session.held[way] = held;
         session.blocked[way] = stop == Stop::Blocked;
         if left == 0 && std::mem::take(&mut session.pipes[way]) {
-            self.pipes_used -= 1;
+            self.ring().pipes_used -= 1;
         }
         if let Stop::Failed { side, .. } = stop {
             let failed = if side == from { source } else { sink };
@@ -98,10 +98,11 @@ impl Kernel {
     }
 
     fn take_pipe(&mut self, token: Token, way: usize) -> bool {
+        let ring = &mut self.rings[self.process as usize];
         let session = self.sessions.get_mut(&token.slot).expect("live");
-        if !session.pipes[way] && self.pipes_used < self.limits.pipes {
+        if !session.pipes[way] && ring.pipes_used < self.limits.pipes {
             session.pipes[way] = true;
-            self.pipes_used += 1;
+            ring.pipes_used += 1;
         }
         session.pipes[way]
     }

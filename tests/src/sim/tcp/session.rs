@@ -14,7 +14,7 @@ pub struct Session {
     pub token: Token,
     pub client: ConnId,
     pub endpoint: Option<ConnId>,
-    pub(super) connecting: Option<Attempt>,
+    pub(crate) connecting: Option<Attempt>,
     /// `Abandon` was asked for and its `ConnectFailed` has not been given out.
     pub(super) abandoning: bool,
     /// The turn in which the last `Connected` or `ConnectFailed` was given out.
@@ -76,12 +76,12 @@ impl Session {
 }
 
 #[derive(Debug)]
-pub(super) struct Attempt {
+pub(crate) struct Attempt {
     pub(super) number: u32,
     /// Microseconds.
     pub(super) began: u64,
     pub(super) address: SocketAddr,
-    pub(super) established: Option<ConnId>,
+    pub(crate) established: Option<ConnId>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,13 +1,14 @@
 //! Sockets that receive nothing for now, and upstream sockets that go from one process to another.
-//! Both processes are one process here, so an upstream socket is in two slots for a while. What it
-//! receives is with one of them, which has the socket; the other is `away`, until it receives or
-//! the one that has the socket is closed. The kernel sees to it that only one of the two receives.
+//! Such a socket is in a slot of each for a while. What it receives is with one of them, which has
+//! the socket; the other is `away`, until it receives or the one that has the socket is closed. The
+//! kernel sees to it that only one of the two receives.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use config_sync::table::routing::{SocketId, Transport};
 use ringway::contract::{Event, Kind, Token};
 
+use crate::sim::kernel::process::parts;
 use crate::sim::kernel::{Kernel, Pending, Turn};
 use crate::sim::udp::upstream::Upstream;
 
@@ -58,6 +59,7 @@ impl Kernel {
     /// The other process has got this upstream socket. Returns its number. `None`: the socket was
     /// closed in the meantime.
     pub fn lend_upstream(&mut self, of: Token) -> Option<u32> {
+        // `of` is a token of the kernel's, because the process that has it is another one.
         self.upstreams.get(&of.slot).filter(|upstream| upstream.token == of)?;
         self.lent.push(of);
         Some(self.lent.len() as u32 - 1)
@@ -121,13 +123,44 @@ impl Kernel {
         }
     }
 
+    /// A process has closed its copy of an upstream socket, or was killed.
+    pub(crate) fn drop_upstream(&mut self, token: Token) {
+        self.leave_to_others(token);
+        let Some(upstream) = self.upstreams.remove(&token.slot) else { return };
+        self.refused.remove(&token);
+        let port = upstream.port;
+        if upstream.away || self.upstreams.values().any(|of| of.port == port) {
+            return;
+        }
+        let serves = upstream.serves.into_iter();
+        let pairs = upstream.pairs.values().filter(|used| used.ended.is_none());
+        let lost: Vec<_> = serves.chain(pairs.map(|used| used.exchange)).collect();
+        // Nobody logs the end of a flow whose process was killed.
+        lost.into_iter().for_each(|exchange| self.flow_is_over(exchange.source()));
+    }
+
     fn move_socket(&mut self, from: Token, to: Token) {
         let Some(old) = self.upstreams.get_mut(&from.slot) else { return };
         let (refused, received) =
             (std::mem::take(&mut old.refused), std::mem::take(&mut old.received));
-        let (serves, used) = (old.serves, old.used);
+        let (serves, used, port) = (old.serves, old.used, old.port);
+        for ((_, _), last) in self.used.iter_mut().filter(|((of, _), _)| *of == port) {
+            last.slot = if last.slot == from.slot { to.slot } else { last.slot };
+        }
         if let Some(new) = self.upstreams.get_mut(&to.slot) {
             (new.refused, new.received, new.serves, new.used) = (refused, received, serves, used);
+        }
+        if let Some(exchange) = serves {
+            let of = |token: Token| (parts(token.slot).0, exchange);
+            if let Some(way) = self.ways.remove(&of(from)) {
+                self.ways.insert(of(to), way);
+            }
+            if let Some(home) = self.homes.remove(&of(from)) {
+                self.homes.insert(of(to), home);
+            }
+            if let Some(begun) = self.begun.remove(&of(from)) {
+                self.begun.insert(of(to), begun);
+            }
         }
         if let Some(turn) = self.refused.remove(&from) {
             self.refused.insert(to, turn);

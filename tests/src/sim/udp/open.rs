@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use ringway::contract::{Event, Kind, SHARED_SOCKETS, Token, Why};
 
 use crate::sim::coverage::{Fault, State};
+use crate::sim::kernel::process::parts;
 use crate::sim::kernel::{Kernel, Pending, Turn};
 use crate::sim::udp::upstream::Upstream;
 
@@ -15,13 +16,18 @@ impl Kernel {
         let (address, interface) = (to.map(|to| to.0), to.map_or(0, |to| to.1));
         assert_eq!(token.kind, Kind::Upstream);
         assert!(!self.upstreams.contains_key(&token.slot), "Open into a slot that is in use");
-        assert!(token.slot < self.limits.flows + SHARED_SOCKETS, "a slot beyond the limit");
-        let shared = self.upstreams.values().filter(|u| u.address.is_none() && !u.closing);
+        assert!(
+            parts(token.slot).1 < self.limits.flows + SHARED_SOCKETS,
+            "a slot beyond the limit"
+        );
+        let own = self.upstreams.values().filter(|u| self.is_here(u.token.slot));
+        let shared = own.filter(|u| u.address.is_none() && !u.closing);
         assert!(address.is_some() || shared.count() == 0, "more shared sockets than one");
-        let (until, turn_of_it) = self.no_ports;
+        let (until, turn_of_it) = self.ring().no_ports;
         let allowed = self.now >= until || self.turn == turn_of_it;
         assert!(allowed, "Open without a pause after source ports ran out");
         let free: Vec<u32> = (1..=self.ports)
+            .filter(|port| !self.dead_ports.contains(port))
             .filter(|port| self.upstreams.values().all(|upstream| upstream.port != *port))
             .collect();
         if free.is_empty() || self.rng.per_mille(self.faults.open_fails) {
@@ -29,7 +35,8 @@ impl Kernel {
             let other = self.rng.pick(&[Why::NoPorts, Why::NoFiles, Why::NoMemory]);
             let why = if free.is_empty() { Why::NoPorts } else { other };
             if why == Why::NoPorts {
-                self.no_ports = (self.now + 9_000, self.turn);
+                let (now, turn) = (self.now, self.turn);
+                self.ring().no_ports = (now + 9_000, turn);
             }
             self.open_failed.push(token);
             self.event(token, Event::OpenFailed { why }, turn);
@@ -86,8 +93,7 @@ impl Kernel {
     }
 
     pub(crate) fn upstream_closed(&mut self, token: Token, turn: &mut Turn) {
-        self.leave_to_others(token);
-        self.upstreams.remove(&token.slot);
+        self.drop_upstream(token);
         self.event(token, Event::Closed, turn);
         self.haunt(token);
     }

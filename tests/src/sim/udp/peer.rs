@@ -6,6 +6,7 @@ use config_sync::table::routing::Transport;
 use ringway::contract::Token;
 
 use crate::sim::coverage::{Fault, State};
+use crate::sim::kernel::process::parts;
 use crate::sim::kernel::{Kernel, Pending};
 use crate::sim::udp::datagram::{Datagram, Exchange, Path};
 use crate::sim::udp::train::Train;
@@ -21,11 +22,13 @@ impl Kernel {
         if self.carries_up(datagram) {
             return;
         }
-        let Some(socket) = self.listening.get_mut(&id).filter(|s| !s.ending) else { return };
-        assert_eq!(socket.transport, Transport::Udp);
-        if socket.received.len() < QUEUE {
-            socket.received.push_back((datagram, None));
-            self.soon(Pending::Receive(Token::socket(id)));
+        let open = self.descriptors(id).filter(|(_, of)| !of.ending).map(|(own, _)| own);
+        let open: Vec<_> = open.collect();
+        let Some(bound) = self.bound.get_mut(&id).filter(|_| !open.is_empty()) else { return };
+        assert_eq!(bound.transport, Transport::Udp);
+        if bound.received.len() < QUEUE {
+            bound.received.push_back((datagram, None));
+            open.into_iter().for_each(|own| self.soon(Pending::Receive(Token::socket(own))));
         }
     }
 
@@ -65,19 +68,27 @@ impl Kernel {
     pub fn flow_is_over(&mut self, client: SocketAddr) {
         self.forwards_no_more(client);
         // The next flow of the client may begin anywhere.
-        self.homes.retain(|exchange, _| exchange.source() != client);
-        self.begun.retain(|exchange, _| exchange.source() != client);
-        self.settled.retain(|exchange| exchange.source() != client);
-        self.demotions.retain(|exchange, _| exchange.source() != client);
+        let process = self.process;
+        let is_other = |of: &(u32, Exchange)| of.0 != process || of.1.source() != client;
+        self.homes.retain(|of, _| is_other(of));
+        self.begun.retain(|of, _| is_other(of));
         self.moves.retain(|(exchange, ..)| exchange.source() != client);
-        for upstream in self.upstreams.values_mut() {
+        // In another process the client may have another flow.
+        let serves = |of: &Upstream| of.serves.is_some_and(|it| it.source() == client);
+        if !self.upstreams.values().any(|of| !self.is_here(of.token.slot) && serves(of)) {
+            self.settled.retain(|exchange| exchange.source() != client);
+            self.demotions.retain(|exchange, _| exchange.source() != client);
+        }
+        let is_here = |slot: u32| parts(slot).0 == process;
+        let of_process = self.upstreams.values_mut().filter(|of| is_here(of.token.slot));
+        for upstream in of_process {
             if upstream.serves.is_some_and(|e| e.source() == client) {
                 upstream.serves = None;
                 self.refused.remove(&upstream.token);
             }
         }
         let pairs = self.upstreams.values_mut().flat_map(|upstream| upstream.pairs.values_mut());
-        let used = pairs.chain(self.used.values_mut());
+        let used = pairs.chain(self.used.values_mut()).filter(|used| is_here(used.slot));
         for used in used.filter(|used| used.exchange.source() == client) {
             used.ended.get_or_insert(self.now);
         }

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use ringway::contract::{Carried, Event, Token};
 
 use crate::sim::coverage::{Fault, State};
+use crate::sim::kernel::process::parts;
 use crate::sim::kernel::{Kernel, Turn};
 use crate::sim::udp::datagram::{Datagram, Path};
 use crate::sim::udp::upstream::Promoted;
@@ -27,9 +28,9 @@ impl Kernel {
         let path = Path { port: upstream.port, endpoint, local: None };
         assert_eq!((exchange.client, exchange.local), (client, listener.ip()), "another's flow");
         assert_eq!(exchange.says, None, "Promote of a flow behind a proxy");
-        let may_promote = &self.may_promote;
+        let may_promote = &self.own().may_promote;
         assert!(may_promote.has(&exchange, endpoint), "Promote of a flow that the table bars");
-        let begun = self.begun[&exchange];
+        let begun = self.begun[&(self.process, exchange)];
         let since = may_promote.total_bytes_since;
         assert!(since.is_none_or(|since| begun <= since), "Promote of a flow whose bytes count");
         let done = !self.rng.per_mille(self.faults.promote_fails);
@@ -96,8 +97,9 @@ impl Kernel {
     /// After a turn in which all was carried out that the tables asked for: the table allows what
     /// the kernel forwards, both sides are heard, and no endpoint has said that its port is closed.
     pub fn check_promoted(&self) {
-        for (slot, of) in &self.promoted {
-            let is_allowed = self.may_promote.has(&of.exchange, of.path.endpoint);
+        let may_promote = &self.own().may_promote;
+        for (slot, of) in self.promoted.iter().filter(|(slot, _)| self.is_here(**slot)) {
+            let is_allowed = may_promote.has(&of.exchange, of.path.endpoint);
             assert!(is_allowed, "the table bars a flow that the kernel forwards: {of:?}");
             assert!(!of.is_overdue, "one side of a promoted flow is not heard: {of:?}");
             let token = self.upstreams[slot].token;
@@ -110,13 +112,13 @@ impl Kernel {
     /// leaves to the sockets.
     pub(super) fn carries_up(&mut self, datagram: Datagram) -> bool {
         let plain = datagram.train.is_none() && !self.rng.per_mille(50);
-        let of_client = |of: &&mut Promoted| of.exchange == datagram.exchange;
-        let Some(of) = self.promoted.values_mut().find(of_client).filter(|_| plain) else {
-            return false;
-        };
+        let of_client = |of: &Promoted| of.exchange == datagram.exchange;
+        let found = self.promoted.iter_mut().find(|(_, of)| of_client(of)).filter(|_| plain);
+        let Some((slot, of)) = found else { return false };
         of.carried.up += u64::from(datagram.count);
         of.carried.bytes_up += u64::from(datagram.bytes);
-        self.carried += u64::from(datagram.count);
+        let ring = &mut self.rings[parts(*slot).0 as usize];
+        ring.carried += u64::from(datagram.count);
         if !of.is_broken {
             self.sent_up.push((of.path, datagram));
         }
@@ -126,21 +128,22 @@ impl Kernel {
     /// Forwards an endpoint's datagrams, if they come to the socket of a promoted flow.
     pub(super) fn carries_down(&mut self, path: Path, datagram: Datagram) -> bool {
         let plain = !self.rng.per_mille(50);
-        let of_path = |of: &&mut Promoted| of.path == path;
-        let Some(of) = self.promoted.values_mut().find(of_path).filter(|_| plain) else {
-            return false;
-        };
+        let of_path = |of: &Promoted| of.path == path;
+        let found = self.promoted.iter_mut().find(|(_, of)| of_path(of)).filter(|_| plain);
+        let Some((slot, of)) = found else { return false };
         assert_eq!(datagram.exchange, of.exchange, "a reply reaches another client (quarantine)");
         of.carried.down += u64::from(datagram.count);
         of.carried.bytes_down += u64::from(datagram.bytes);
-        self.carried += u64::from(datagram.count);
+        let ring = &mut self.rings[parts(*slot).0 as usize];
+        ring.carried += u64::from(datagram.count);
         self.sent_down.push(datagram);
         true
     }
 
     /// No flow ends, and no socket rests or closes, while the kernel forwards through it.
     pub(super) fn forwards_no_more(&self, client: SocketAddr) {
-        let promoted = self.promoted.values().find(|of| of.exchange.source() == client);
+        let mut here = self.promoted.iter().filter(|(slot, _)| self.is_here(**slot));
+        let promoted = here.find(|(_, of)| of.exchange.source() == client);
         assert!(promoted.is_none(), "an ended flow is forwarded: {promoted:?}");
     }
 }

@@ -4,6 +4,7 @@ use config_sync::table::routing::{SocketId, Transport};
 use ringway::contract::{BufferId, Event, Kind, Token, Why};
 
 use crate::sim::coverage::{Fault, State};
+use crate::sim::kernel::process::{of_all, parts};
 use crate::sim::kernel::{Kernel, Pending, Turn};
 use crate::sim::udp::datagram::{Datagram, HeldBuffer, Pair};
 use crate::sim::udp::upstream::Upstream;
@@ -22,6 +23,9 @@ impl Kernel {
                 assert!(!socket.ending && !socket.released, "Receive after the end");
                 assert!(now >= socket.pause_until, "Receive without a pause after an error");
                 (socket.armed, socket.halted) = (true, false);
+                let id = of_all(SocketId(token.slot));
+                let armed = self.descriptors(id).filter(|(_, of)| of.armed).count();
+                assert_eq!(armed, 1, "several processes receive on one socket: {id:?}");
             }
             // Asked for together with an Open that failed.
             Kind::Upstream if self.open_failed.contains(&token) => return,
@@ -41,7 +45,11 @@ impl Kernel {
     /// What shared sockets hold when they are told to receive comes with the next turn, before all
     /// else, as it does on Linux: a receive that finds something completes at its submission.
     pub(crate) fn receive_at_once(&mut self, turn: &mut Turn) {
-        let told = |u: &mut &mut Upstream| u.address.is_none() && std::mem::take(&mut u.told);
+        let process = self.process;
+        let told = |u: &mut &mut Upstream| {
+            let is_here = parts(u.token.slot).0 == process;
+            is_here && u.address.is_none() && std::mem::take(&mut u.told)
+        };
         let told = self.upstreams.values_mut().filter_map(|mut u| told(&mut u).then_some(u.token));
         let tokens: Vec<_> = told.collect();
         for token in tokens {
@@ -57,9 +65,11 @@ impl Kernel {
     fn receive_one(&mut self, token: Token, turn: &mut Turn) -> bool {
         let state = self.upstreams.get(&token.slot).filter(|u| u.token == token);
         let state = state.filter(|_| token.kind == Kind::Upstream).map(Upstream::state);
+        let is_full = self.own().buffers.len() >= usize::from(self.limits.buffers);
+        let bound = self.bound.get_mut(&of_all(SocketId(token.slot)));
         let (armed, received, refused) = match token.kind {
-            Kind::Socket => match self.listening.get_mut(&SocketId(token.slot)) {
-                Some(s) if !s.ending => (&mut s.armed, &mut s.received, None),
+            Kind::Socket => match (self.listening.get_mut(&SocketId(token.slot)), bound) {
+                (Some(s), Some(bound)) if !s.ending => (&mut s.armed, &mut bound.received, None),
                 _ => return false,
             },
             _ => match self.upstreams.get_mut(&token.slot).filter(|u| u.token == token) {
@@ -86,7 +96,7 @@ impl Kernel {
             self.stopped(token, state, Some(why), Fault::ReceiveFailed, turn);
             return false;
         }
-        if self.buffers.len() >= usize::from(self.limits.buffers) {
+        if is_full {
             *armed = false;
             self.stopped(token, state, None, Fault::NoBuffer, turn);
             return false;
@@ -125,7 +135,8 @@ impl Kernel {
     pub(super) fn is_refused(&mut self, token: Token) {
         let upstream = self.upstreams.get(&token.slot).filter(|u| u.token == token);
         if let Some(Upstream { address: Some(address), serves, .. }) = upstream {
-            self.closed_ports.insert(*address, self.now);
+            let ring = &mut self.rings[self.process as usize];
+            ring.closed_ports.insert(*address, self.now);
             if serves.is_some() {
                 self.refused.insert(token, self.turn);
             }
@@ -164,19 +175,20 @@ impl Kernel {
         came: Option<Pair>,
         turn: &mut Turn,
     ) {
-        let free = (0..self.limits.buffers).find(|n| !self.buffers.contains_key(n));
+        let buffers = &mut self.rings[self.process as usize].buffers;
+        let free = (0..self.limits.buffers).find(|n| !buffers.contains_key(n));
         let Some(buffer) = free else { return };
-        self.buffers.insert(buffer, HeldBuffer { token, datagram, answered: 0, came });
+        buffers.insert(buffer, HeldBuffer { token, datagram, answered: 0, came });
         let listening = token.kind == Kind::Socket;
         let upstream = self.upstreams.get(&token.slot).filter(|u| u.token == token);
         if let Some(pair) = came
             && upstream.is_some_and(|u| !u.pairs.contains_key(&pair))
         {
-            self.strangers += u64::from(datagram.count);
+            self.ring().strangers += u64::from(datagram.count);
         }
         let client = listening.then_some(datagram.exchange.client);
         let wildcard = self
-            .listening
+            .bound
             .get(&datagram.exchange.socket)
             .is_some_and(|s| s.address.ip().is_unspecified());
         let event = Event::Datagrams {
@@ -201,13 +213,13 @@ impl Kernel {
     pub fn payload<'a>(&self, event: Event, turn: &'a Turn, payload: &'a mut Vec<u8>) -> &'a [u8] {
         let Event::Datagrams { buffer: BufferId(buffer), .. } = event else { return &turn.bytes };
         // Nobody looks into others than a proxy's.
-        let train = self.buffers.get(&buffer).and_then(|held| held.datagram.train);
+        let train = self.own().buffers.get(&buffer).and_then(|held| held.datagram.train);
         *payload = train.map_or_else(Vec::new, |train| self.trains[train].payload());
         payload
     }
 
     pub(super) fn take_buffer(&mut self, buffer: BufferId) -> HeldBuffer {
-        self.buffers.remove(&buffer.0).expect("a buffer is given back twice")
+        self.ring().buffers.remove(&buffer.0).expect("a buffer is given back twice")
     }
 
     pub(crate) fn recycle(&mut self, token: Token, buffer: BufferId) {

@@ -7,9 +7,10 @@ use ringway::contract::{BufferId, Event, Kind, Part, Token, Why};
 use ringway::wire::proxy_header::read::{Header, read, read_datagram};
 
 use crate::sim::coverage::{Fault, State};
+use crate::sim::kernel::process::parts;
 use crate::sim::kernel::{Kernel, Pending, Turn};
 use crate::sim::udp::datagram::{Datagram, Exchange, HeldBuffer, Pair, Path};
-use crate::sim::udp::upstream::Use;
+use crate::sim::udp::upstream::{Upstream, Use};
 
 /// Bytes of the largest datagram that goes to an endpoint in one packet.
 const WHOLE: u32 = 500;
@@ -82,7 +83,7 @@ impl Kernel {
         part: Part,
         turn: &mut Turn,
     ) -> Datagram {
-        let held = self.buffers.get_mut(&buffer.0).expect("a buffer is given back twice");
+        let held = self.ring().buffers.get_mut(&buffer.0).expect("a buffer is given back twice");
         let whole = held.datagram;
         assert_eq!(held.token.kind, Kind::Socket, "an endpoint is sent what an endpoint sent");
         assert!(!whole.truncated, "a truncated datagram is forwarded");
@@ -132,26 +133,29 @@ impl Kernel {
     }
 
     fn send_on(&mut self, token: Token, path: Path, datagram: Datagram) {
+        let key = (self.process, datagram.exchange);
         // A flow that was given another endpoint has left its socket or pair.
-        if let Some(before) = self.ways.insert(datagram.exchange, path).filter(|old| *old != path)
+        if let Some(before) = self.ways.insert(key, path).filter(|old| *old != path)
             && let Some(used) = self.used.get_mut(&(before.port, before.endpoint))
             && used.exchange == datagram.exchange
         {
             used.ended.get_or_insert(self.now);
         }
-        self.begun.entry(datagram.exchange).or_insert(self.now);
-        let before = self.homes.insert(datagram.exchange, path.endpoint);
+        self.begun.entry(key).or_insert(self.now);
+        let before = self.homes.insert(key, path.endpoint);
         if let Some(before) = before.filter(|before| *before != path.endpoint) {
             self.moves.push((datagram.exchange, before, path.endpoint));
         }
         let carried = Some(datagram.exchange);
-        for left in self.upstreams.values_mut() {
+        let process = self.process;
+        let here = |of: &&mut Upstream| parts(of.token.slot).0 == process;
+        for left in self.upstreams.values_mut().filter(here) {
             if left.serves == carried && left.token != token {
                 left.serves = None;
                 self.refused.remove(&left.token);
             }
         }
-        for shared in self.upstreams.values_mut() {
+        for shared in self.upstreams.values_mut().filter(here) {
             for ((endpoint, local), used) in &mut shared.pairs {
                 if used.exchange == datagram.exchange
                     && (*endpoint, Some(*local)) != (path.endpoint, path.local)
@@ -200,10 +204,11 @@ impl Kernel {
         self.went_through_sockets(slot);
         assert!(!datagram.truncated, "a truncated datagram is forwarded");
         assert_eq!(peer, client, "a reply reaches another client (quarantine)");
-        assert_eq!(token, Token::socket(socket), "a reply leaves by another listening socket");
+        let descriptor = self.descriptor(socket);
+        assert_eq!(token, Token::socket(descriptor), "a reply leaves by another listening socket");
         let listening = self.listening_socket(token, Transport::Udp);
         assert!(!listening.ending, "SendDown after Unlisten");
-        let wildcard = listening.address.ip().is_unspecified();
+        let wildcard = self.bound[&socket].address.ip().is_unspecified();
         if wildcard || local.is_some() {
             assert_eq!(local, Some(spoken_to), "a reply leaves from another address");
         }

@@ -29,7 +29,7 @@ pub struct Upstream {
     /// `Halt` was asked for, or it was attached: it receives only after `Receive`.
     pub(crate) halted: bool,
     /// Another slot has it too, and gets what comes.
-    pub(super) away: bool,
+    pub(crate) away: bool,
     /// When it last stopped for an error of the machine's, and when receiving may be asked for
     /// again, microseconds.
     pub(crate) stopped: u64,

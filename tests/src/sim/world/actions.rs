@@ -6,13 +6,15 @@ use config_sync::table::address::UNIX_CLIENT;
 use config_sync::table::routing::{Endpoint, Protocol, SocketId, Transport};
 
 use super::peer::Peer;
-use super::{Action, Next, World};
+use super::{Action, World};
 use crate::hello::offering;
 use crate::sim::endpoints::{endpoint_at, places};
 use crate::sim::protocols::PROTOCOL;
 use crate::sim::proxied::{Proxied, some_header};
 use crate::sim::tcp::conn::EndpointMode;
 use crate::sim::udp::datagram::{Datagram, Exchange, Path};
+use crate::sim::world::process::Next;
+use crate::sim::world::upgrade::state::Upgrade;
 
 /// Replies come so much earlier than a socket that rests from now on serves another flow,
 /// microseconds: more than the kernel's own delays.
@@ -72,11 +74,11 @@ impl World {
             Action::Unreachable(path) => self.kernel.endpoint_refuses(path),
             Action::SwapTable => {
                 // Bursts coalesce while the worker has no time.
-                if self.next_table.is_none() {
-                    self.model.change(&mut self.rng);
+                if self.process.next_table.is_none() {
+                    self.change_model();
                     let overloaded = self.rng.per_mille(50);
-                    self.counters.overloaded.set(u64::from(overloaded));
-                    self.next_table = Some(Next::Model);
+                    self.process.counters.overloaded.set(u64::from(overloaded));
+                    self.process.next_table = Some(Next::Model);
                 }
                 let delay = self.rng.between(1, self.habits.table_swaps);
                 self.after(delay, Action::SwapTable);
@@ -86,17 +88,25 @@ impl World {
                 let delay = self.asks.scale(100, 1_000_000);
                 self.after(delay, Action::Ask);
             }
-            Action::Part => {
-                self.part();
-                let delay = self.asks.scale(100, 300_000);
-                self.after(delay, Action::Part);
-            }
+            Action::Upgrade => self.next_upgrade(),
             Action::ChangeEndpoint => {
-                let all: Vec<_> = self.model.endpoints().collect();
+                let all: Vec<_> = self.process.model.endpoints().collect();
                 let (_, endpoint) = self.rng.pick(&all);
                 self.change_endpoint(&endpoint);
                 let delay = self.rng.scale(100, 1_000_000);
                 self.after(delay, Action::ChangeEndpoint);
+            }
+        }
+    }
+
+    fn change_model(&mut self) {
+        let model = &mut self.process.model;
+        let before: Vec<bool> = model.sockets.iter().map(|socket| socket.present).collect();
+        model.change(&mut self.rng);
+        // Nobody changes the sockets while two processes have them.
+        if self.upgrades.iter().any(Upgrade::is_undecided) {
+            for (socket, present) in model.sockets.iter_mut().zip(before) {
+                socket.present = present;
             }
         }
     }
@@ -115,22 +125,22 @@ impl World {
             8 => EndpointMode::Silent,
             _ => EndpointMode::Unreachable,
         };
-        for place in places(endpoint, &self.model.ports()) {
+        for place in places(endpoint, &self.process.model.ports()) {
             self.kernel.set_endpoint(place, mode);
         }
     }
 
     /// A socket of this transport, listening or leaving or gone.
     fn some_socket(&mut self, transport: Transport) -> (SocketId, Protocol, IpAddr) {
-        let of_kind = self.model.sockets.iter().filter(|s| s.transport() == transport);
+        let of_kind = self.process.model.sockets.iter().filter(|s| s.transport() == transport);
         let all: Vec<_> = of_kind.map(|s| (s.id, s.protocol, s.address.ip())).collect();
         self.rng.pick(&all)
     }
 
     fn next_client(&mut self) -> SocketAddr {
-        self.clients += 1;
-        let [_, _, high, low] = self.clients.to_be_bytes();
-        SocketAddr::from(([198, 18, high, low], 10_000 + (self.clients % 50_000) as u16))
+        self.came += 1;
+        let [_, _, high, low] = self.came.to_be_bytes();
+        SocketAddr::from(([198, 18, high, low], 10_000 + (self.came % 50_000) as u16))
     }
 
     fn new_client(&mut self) {
@@ -139,7 +149,7 @@ impl World {
         let address = if ip == UNIX_CLIENT.ip() { UNIX_CLIENT } else { client };
         let mut prefix = Vec::new();
         let mut proxied = Proxied::default();
-        if self.model.believes(socket, address.ip()) {
+        if self.process.model.believes(socket, address.ip()) {
             // Clients of a proxy in front have other addresses than all that come by themselves.
             let IpAddr::V4(ip) = client.ip() else { unreachable!("clients have IPv4 addresses") };
             let [_, _, high, low] = ip.octets();
@@ -157,7 +167,7 @@ impl World {
         let len = prefix.len() as u64;
         let conn = self.kernel.peer_connect(socket, address, prefix, window);
         self.kernel.conn_mut(conn).proxied = proxied;
-        self.check.client_connects(address, conn, offers);
+        self.clients.connects(address, conn, offers);
         let mut peer = Peer::random(&mut self.rng, conn, self.kernel.now, len);
         if silent {
             peer.says_nothing(len);
@@ -202,7 +212,7 @@ impl World {
         let count = if bytes == 0 { 1 } else { count };
         let (bytes, truncated) = (bytes * count, false);
         let mut datagram = Datagram { exchange, number: 0, bytes, count, truncated, train: None };
-        if self.model.believes(socket, client.ip()) {
+        if self.process.model.believes(socket, client.ip()) {
             datagram = self.kernel.proxied(exchange);
         }
         // Only flows with many datagrams are promoted.
@@ -216,12 +226,13 @@ impl World {
     pub(super) fn endpoint_hears(&mut self, path: Path, datagram: Datagram) {
         let address = path.endpoint;
         let id = endpoint_at(address);
-        self.check_place(id, address, self.model.port(datagram.exchange.socket));
-        let present = self.present.get(&id).copied().unwrap_or(0);
-        let lame_duck = u64::from(self.model.lame_duck) * 1_000;
+        self.check_place(id, address, self.process.model.port(datagram.exchange.socket));
+        let present = self.process.present.get(&id).copied().unwrap_or(0);
+        let lame_duck = u64::from(self.process.model.lame_duck) * 1_000;
         // Leaving sockets keep their flows where they are; one may have come back in this turn.
         let socket = datagram.exchange.socket;
-        let leaving = ![&self.in_force, &self.before].iter().all(|ids| ids.contains(&socket));
+        let leaving =
+            ![&self.process.in_force, &self.process.before].iter().all(|ids| ids.contains(&socket));
         assert!(
             leaving || self.kernel.now <= present.saturating_add(lame_duck + 1_000),
             "a flow feeds {address}, which left the table {} us ago",

@@ -12,7 +12,7 @@ use crate::sim::world::asked::{List, MOST, some_filter};
 impl World {
     /// Asks for something, or has something killed.
     pub(super) fn ask(&mut self) {
-        let asked = &mut self.check.asked;
+        let asked = &mut self.process.check.asked;
         if asked.open.len() >= MOST {
             return;
         }
@@ -41,17 +41,17 @@ impl World {
 
     /// Hands the worker what was asked.
     pub(super) fn hand_requests_over(&mut self) {
-        for request in std::mem::take(&mut self.check.asked.next) {
-            let asked = &mut self.check.asked;
+        for request in std::mem::take(&mut self.process.check.asked.next) {
+            let asked = &mut self.process.check.asked;
             asked.open.insert(request.number, (request.clone(), self.kernel.now));
-            self.proxy.ask(self.kernel.now, request, &mut self.ops);
+            self.process.proxy.ask(self.kernel.now, request, &mut self.process.ops);
         }
     }
 
     /// Asks for the next page of the list, if the last page was not the end.
     pub(super) fn turn_the_page(&mut self, from: u32) {
-        let Some(list) = &self.check.asked.list else { return };
+        let Some(list) = &self.process.check.asked.list else { return };
         let what = list.page(from, &mut self.asks);
-        self.check.asked.ask(what);
+        self.process.check.asked.ask(what);
     }
 }

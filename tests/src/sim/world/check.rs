@@ -1,30 +1,25 @@
 //! What the proxy says of itself, against what the kernel has seen.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::ops::AddAssign as _;
 use std::sync::Arc;
 
 use config_sync::table::address::UNIX_CLIENT;
-use config_sync::table::request::{Handle, Of};
+use config_sync::table::request::Handle;
 use config_sync::table::routing::{
-    Absence, EndpointId, Fallback, GoneEndpoint, Limits, Listener, ListenerId, Protocol, RouteId,
-    RoutingTable, SocketId, Transport,
+    Absence, EndpointId, GoneEndpoint, Limits, Listener, ListenerId, Protocol, RouteId,
+    RoutingTable, SocketId,
 };
-use ringway::contract::{Event, Why};
+use ringway::contract::Event;
 use ringway::stats::counters::{Counter, Counters};
-use ringway::stats::records::{CloseReason, Record, SessionRecord};
-use ringway::stats::records::{Entry, Reply};
-use ringway::wire::proxy_header::read::{Header, read};
+use ringway::stats::records::{CloseReason, Record, Reply, SessionRecord};
 
 use crate::sim::coverage::Fault;
 use crate::sim::endpoints::backend_of;
 use crate::sim::kernel::{Kernel, Turn};
-use crate::sim::model::{FIRST_ALPN, FIRST_FALLBACK};
-use crate::sim::protocols::value_for;
-use crate::sim::tcp::conn::{Conn, ConnId};
 use crate::sim::world::asked::Asked;
-use crate::sim::world::under_way::{FIRST_NUMBER, Moves};
+use crate::sim::world::clients::{Clients, check_client, check_reason};
 
 #[derive(Debug)]
 pub struct Check {
@@ -33,21 +28,13 @@ pub struct Check {
     /// Datagram batches that clients got.
     pub replies: u64,
     pub asked: Asked,
-    pub moves: Moves,
     /// The slot from which the list that was asked for goes on.
     pub page: Option<u32>,
     limits: Limits,
     tables: Vec<Arc<RoutingTable>>,
     applied: usize,
-    clients: BTreeMap<SocketAddr, ConnId>,
-    /// Clients that offer `PROTOCOL`.
-    offers: BTreeSet<ConnId>,
     /// Sessions and flows whose beginning was logged.
     begun: BTreeSet<Handle>,
-    /// When clients' sessions ended.
-    logged: BTreeMap<ConnId, u64>,
-    /// Sessions that are checked once everything is over.
-    ended: Vec<(CloseReason, ConnId, ConnId)>,
     sums: BTreeMap<ListenerId, Sums>,
     by_route: BTreeMap<RouteId, OfRoute>,
     endpoints: BTreeSet<EndpointId>,
@@ -78,6 +65,9 @@ struct OfRoute {
     bytes_down: u64,
 }
 
+/// Requests about sessions that move have numbers from here on.
+pub const FIRST_NUMBER: u64 = 1 << 63;
+
 /// Fewer rejections than this are all logged.
 const ALL_LOGGED: u64 = 200;
 
@@ -87,16 +77,11 @@ impl Check {
             unlistened: Vec::new(),
             replies: 0,
             asked: Asked::default(),
-            moves: Moves::default(),
             page: None,
             limits,
             tables: vec![],
             applied: 0,
-            clients: BTreeMap::new(),
-            offers: BTreeSet::new(),
             begun: BTreeSet::new(),
-            logged: BTreeMap::new(),
-            ended: Vec::new(),
             sums: BTreeMap::new(),
             by_route: BTreeMap::new(),
             endpoints: BTreeSet::new(),
@@ -109,50 +94,41 @@ impl Check {
         }
     }
 
-    pub fn client_connects(&mut self, address: SocketAddr, conn: ConnId, offers: bool) {
-        if address != UNIX_CLIENT {
-            self.clients.insert(address, conn);
-        }
-        if offers {
-            self.offers.insert(conn);
-        }
-    }
-
-    /// The client of a session. Clients of Unix sockets have no addresses, so their sessions'
-    /// handles tell them apart. `None`: such a client was turned away before it had a session.
-    fn client_of(&self, record: &SessionRecord, kernel: &Kernel) -> Option<ConnId> {
-        let peer = record.peer.unwrap_or(record.client);
-        if peer != UNIX_CLIENT {
-            return Some(*self.clients.get(&peer).expect("a client that connected"));
-        }
-        let handle = record.handle?;
-        Some(*kernel.adopted.get(&(handle.slot, handle.generation)).expect("an adopted client"))
-    }
-
-    pub fn table_applied(&mut self, table: &Arc<RoutingTable>) {
+    pub fn table_applied(&mut self, table: &Arc<RoutingTable>, clients: &mut Clients) {
+        // A copy: at the end it is checked that nobody holds a table any more.
+        clients.tables.push(Arc::new(RoutingTable::clone(table)));
         let mut limits = table.listeners.iter().filter_map(|listener| listener.limit.as_ref());
         self.may_delay |= limits.any(|limit| limit.delays);
         self.tables.push(Arc::clone(table));
     }
 
     pub fn turn_begins(&mut self, turn: &Turn, kernel: &Kernel) {
-        self.sessions_before = kernel.sessions.len() as u32;
+        self.sessions_before = kernel.has().0 as u32;
         let accepted = |event: &Event| matches!(event, Event::Accepted { .. } | Event::Closed);
         self.accepted = turn.events.iter().filter(|(_, event)| accepted(event)).count() as u32;
     }
 
     /// What is in use, by the proxy's count and by the kernel's.
     pub fn gauges(&self, kernel: &Kernel, counters: &Counters) {
-        let (said, seen) = (counters.sessions.get(), kernel.sessions.len() as u64);
+        let (sessions, upstreams) = kernel.has();
+        let own = kernel.own();
+        let (said, seen) = (counters.sessions.get(), sessions);
         assert_eq!(said, seen, "sessions by the proxy's count and by the kernel's");
-        let (said, seen) = (counters.upstreams.get(), kernel.upstreams.len() as u64);
+        let (said, seen) = (counters.upstreams.get(), upstreams);
         assert_eq!(said, seen, "upstream sockets by the proxy's count and by the kernel's");
-        let (said, seen) = (counters.strangers.get(), kernel.strangers);
+        let (said, seen) = (counters.strangers.get(), own.strangers);
         assert!(said >= seen, "strangers' datagrams: {said} counted, {seen} received");
-        assert_eq!(counters.accepted.get(), kernel.accepted, "accepted connections");
+        assert_eq!(counters.accepted.get(), own.accepted, "accepted connections");
     }
 
-    pub fn records(&mut self, records: &mut Vec<Record>, kernel: &mut Kernel) {
+    /// Returns the answers about what moves.
+    pub fn records(
+        &mut self,
+        records: &mut Vec<Record>,
+        kernel: &mut Kernel,
+        clients: &mut Clients,
+    ) -> Vec<Reply> {
+        let mut replies = Vec::new();
         for record in records.drain(..) {
             match record {
                 Record::Opened(record) => {
@@ -160,7 +136,7 @@ impl Check {
                     let handle = record.handle.expect("it is a session or flow");
                     assert!(self.begun.insert(handle), "it begins again: {record:?}");
                 }
-                Record::Closed(record) => self.closed(&record, kernel),
+                Record::Closed(record) => self.closed(&record, kernel, clients),
                 Record::Applied { generation, previous } => {
                     assert_eq!(generation, self.tables[self.applied].generation);
                     let expected = self.applied.checked_sub(1).map(|i| &self.tables[i]);
@@ -176,29 +152,19 @@ impl Check {
                     self.unlistened.push(id);
                 }
                 Record::Reply(reply) if reply.number >= FIRST_NUMBER => {
-                    self.moves.replies.push(reply);
+                    replies.push(reply);
                 }
                 Record::Reply(reply) => {
-                    self.check_listed(&reply, kernel);
+                    clients.check_listed(&reply, kernel);
                     let all_logged = self.refused_lines < ALL_LOGGED;
                     self.page = self.asked.replied(&reply, kernel.now, all_logged);
                 }
             }
         }
+        replies
     }
 
-    /// Every session that is listed has a client that connected, and that had no end in the log
-    /// when the worker looked.
-    fn check_listed(&self, reply: &Reply, kernel: &Kernel) {
-        let sessions = reply.entries.iter().filter(|entry| entry.handle.of == Of::Sessions);
-        for Entry { record, .. } in sessions {
-            let client = self.client_of(record, kernel).expect("a session has a handle");
-            let ended = self.logged.get(&client);
-            assert!(ended.is_none_or(|ended| record.closed <= *ended), "it had ended: {record:?}");
-        }
-    }
-
-    fn closed(&mut self, record: &SessionRecord, kernel: &mut Kernel) {
+    fn closed(&mut self, record: &SessionRecord, kernel: &mut Kernel, clients: &mut Clients) {
         let reason = record.reason.expect("a close has a reason");
         self.suppressed += u64::from(record.suppressed);
         self.refused_lines += u64::from(record.refused);
@@ -209,7 +175,7 @@ impl Check {
             kernel.hit_all(Fault::SlabFull);
         }
         assert!(record.refused || reason != CloseReason::Overload, "it lived: {record:?}");
-        self.check_socket(record);
+        clients.check_socket(record);
         self.asked.ended(record, reason);
         let has_cause = [
             CloseReason::ProxyInvalid,
@@ -230,10 +196,10 @@ impl Check {
             let behind = matches!(record.client.ip(), IpAddr::V4(ip) if ip.octets()[0] == 100);
             assert_eq!(record.peer.is_some(), behind, "whose proxy is it: {record:?}");
         } else {
-            self.session_closed(record, reason, kernel);
+            self.session_closed(record, reason, kernel, clients);
         }
         self.check_gone(record, reason);
-        self.check_source(record, reason, kernel);
+        clients.check_source(record, reason, kernel);
         if let Some(route) = record.route {
             let sums = self.by_route.entry(route).or_default();
             if record.refused { &mut sums.refused } else { &mut sums.closed }.add_assign(1);
@@ -266,87 +232,18 @@ impl Check {
         assert_eq!(said, Some(absence), "not an endpoint to leave: {record:?}");
     }
 
-    /// However a session ended, its record says its protocol, and its listener unless only a server
-    /// name could tell.
-    fn check_socket(&self, record: &SessionRecord) {
-        let mut sockets = self.tables.iter().rev().flat_map(|table| &table.sockets);
-        let socket = sockets.find(|socket| socket.id == record.socket).expect("a socket");
-        let protocol = match socket.transport {
-            Transport::Udp => Protocol::Udp,
-            Transport::Tcp if socket.reads_hello => Protocol::Tls,
-            Transport::Tcp => Protocol::Tcp,
-        };
-        assert_eq!(record.protocol, protocol, "{record:?}");
-        let known = record.listener.is_some() || protocol == Protocol::Tls;
-        assert!(known, "a session that nobody's listener had: {record:?}");
-    }
-
-    /// Whom a listener denies does not come in, and who comes in has the route of its source.
-    fn check_source(&self, record: &SessionRecord, reason: CloseReason, kernel: &Kernel) {
-        let client = record.client.ip();
-        let listeners = || {
-            let all = self.tables.iter().flat_map(|t| t.listeners.iter().map(move |l| (t, l)));
-            all.filter(|(_, listener)| Some(listener.id) == record.listener)
-        };
-        let admits = |listener: &Listener| {
-            listener.access.as_ref().is_none_or(|access| access.admits(client))
-        };
-        if reason == CloseReason::SourceDenied {
-            assert!(record.refused && record.route.is_none(), "a denied client: {record:?}");
-            let denies = |(_, listener): (_, &Listener)| !admits(listener);
-            assert!(listeners().any(denies), "nobody denies this client: {record:?}");
-        }
-        self.check_proxies(record, reason);
-        if let Some(route) = record.route {
-            let offers = record.protocol == Protocol::Tls
-                && self.client_of(record, kernel).is_some_and(|of| self.offers.contains(&of));
-            let is_its = |(table, listener): (&Arc<RoutingTable>, &Listener)| {
-                let found = value_for(listener, offers);
-                let found = found.and_then(|found| listener.route(found, client));
-                found.is_some_and(|at| table.routes[at].id == route)
-            };
-            let falls_back = (FIRST_FALLBACK..FIRST_ALPN).contains(&route.0);
-            assert!(
-                if falls_back { self.falls_back(record) } else { listeners().any(is_its) },
-                "not the route of its source and protocols: {record:?}"
-            );
-            let admits = |(_, listener): (_, &Listener)| admits(listener);
-            assert!(listeners().any(admits), "a client that was always denied: {record:?}");
-        }
-    }
-
-    /// Whether clients of this socket could do without a ClientHello, and the client did.
-    fn falls_back(&self, record: &SessionRecord) -> bool {
-        let leads = |table: &RoutingTable, fallback: Fallback| {
-            Some(table.routes[fallback.route].id) == record.route
-                && Some(table.listeners[fallback.listener].id) == record.listener
-        };
-        let mut found = self.tables.iter().flat_map(|table| {
-            let sockets = table.sockets.iter().filter(|socket| socket.id == record.socket);
-            sockets.flat_map(|socket| [socket.not_tls, socket.silent]).map(move |to| (table, to))
-        });
-        record.server_name.is_none()
-            && found.any(|(table, to)| to.is_some_and(|to| leads(table, to)))
-    }
-
-    /// Where only proxies may come in, nobody else gets further than the accept.
-    fn check_proxies(&self, record: &SessionRecord, reason: CloseReason) {
-        let sender = record.peer.unwrap_or(record.client).ip();
-        let mut sockets = self.tables.iter().flat_map(|table| &table.sockets);
-        let bars =
-            sockets.any(|socket| socket.id == record.socket && !socket.accept_proxy.admits(sender));
-        assert!(bars || reason != CloseReason::ProxyMissing, "nobody bars this client: {record:?}");
-        let full = [CloseReason::SessionLimit, CloseReason::Limit, CloseReason::Overload];
-        let full = full.contains(&reason);
-        assert!(!bars || full || reason == CloseReason::ProxyMissing, "barred: {record:?}");
-    }
-
-    fn session_closed(&mut self, record: &SessionRecord, reason: CloseReason, kernel: &Kernel) {
+    fn session_closed(
+        &mut self,
+        record: &SessionRecord,
+        reason: CloseReason,
+        kernel: &Kernel,
+        clients: &mut Clients,
+    ) {
         let peer = record.peer.unwrap_or(record.client);
-        let Some(id) = self.client_of(record, kernel) else {
+        let Some(id) = clients.client_of(record, kernel) else {
             return assert!(record.refused, "a session without a handle: {record:?}");
         };
-        let before = self.logged.insert(id, record.closed);
+        let before = clients.logged.insert(id, record.closed);
         assert!(before.is_none(), "a session is logged twice: {record:?}");
         let client = kernel.conn(id);
         check_client(client, peer, record, reason);
@@ -377,17 +274,50 @@ impl Check {
             );
         }
         check_reason(reason, client, endpoint, record);
-        self.ended.push((reason, id, partner));
+        clients.ended.push((reason, id, partner));
     }
 
-    /// Everything is closed: sums, and how peers saw their sessions end.
-    pub fn at_the_end(&self, kernel: &Kernel, counters: &Counters) {
-        for (reason, client, endpoint) in &self.ended {
-            check_ends(*reason, kernel.conn(*client), kernel.conn(*endpoint));
+    /// The process was killed: what it had logged was counted before.
+    pub fn killed(&self, counters: &Counters, clients: &mut Clients) {
+        self.add_bytes(counters, clients);
+        clients.is_any_killed = true;
+    }
+
+    /// Those of the tables, and of what has come from another process.
+    fn listeners(&self) -> BTreeSet<ListenerId> {
+        let ids = self.tables.iter().flat_map(|t| &t.listeners).map(|l| l.id);
+        ids.chain(self.sums.keys().copied()).collect()
+    }
+
+    /// What the process has counted of bytes, and logged.
+    fn add_bytes(&self, counters: &Counters, clients: &mut Clients) {
+        let all = clients.tables.iter().flat_map(|table| &table.listeners);
+        let all: BTreeSet<_> = all.map(|listener| listener.id).collect();
+        for id in all {
+            let (listener, [counted, logged]) =
+                (counters.listener(id), clients.bytes.entry(id).or_default());
+            let sums = self.sums.get(&id);
+            let of_sums = sums.map_or([0; 2], |sums| [sums.bytes_up, sums.bytes_down]);
+            for (way, bytes) in
+                [listener.bytes_up.get(), listener.bytes_down.get()].iter().enumerate()
+            {
+                counted[way] += bytes;
+                logged[way] += of_sums[way];
+            }
         }
+    }
+
+    /// Everything of the process is closed: its sums.
+    pub fn at_the_end(&self, kernel: &Kernel, counters: &Counters, clients: &mut Clients) {
+        self.add_bytes(counters, clients);
         assert_eq!(self.applied, self.tables.len(), "a table was not reported as applied");
         for table in &self.tables[..self.tables.len().saturating_sub(1)] {
             assert_eq!(Arc::strong_count(table), 1, "a table was not handed back");
+        }
+        let listeners = self.tables.iter().flat_map(|table| &table.listeners);
+        for Listener { id, taken, .. } in listeners {
+            let places = taken.as_ref().map_or(0, |taken| taken.full.get() + taken.ending.get());
+            assert_eq!(places, 0, "{id:?}: places after the end");
         }
         let gauges = [
             ("sessions", &counters.sessions),
@@ -400,7 +330,7 @@ impl Check {
         for (name, gauge) in gauges {
             assert_eq!(gauge.get(), 0, "{name} after the end");
         }
-        assert_eq!(counters.carried.get(), kernel.carried, "what the kernel has forwarded");
+        assert_eq!(counters.carried.get(), kernel.own().carried, "what the kernel has forwarded");
         let demotions: u64 = counters.demotions.iter().map(Counter::get).sum();
         assert_eq!(counters.promotions.get(), demotions, "promotions and demotions");
         self.asked.at_the_end();
@@ -415,8 +345,7 @@ impl Check {
     /// Every datagram that came has gone on, or was dropped for a reason.
     fn check_datagrams(&self, counters: &Counters, kernel: &Kernel) {
         let mut fragmented = 0;
-        let ids = self.tables.iter().flat_map(|t| &t.listeners).map(|l| l.id);
-        for id in ids.collect::<BTreeSet<_>>() {
+        for id in self.listeners() {
             let listener = counters.listener(id);
             let came = listener.from_clients.get() + listener.from_endpoints.get();
             let went = listener.to_clients.get() + listener.to_endpoints.get();
@@ -436,8 +365,8 @@ impl Check {
             unlogged += counted - logged;
         };
         let none = Sums::default();
-        let ids = self.tables.iter().flat_map(|t| &t.listeners).map(|l| l.id);
-        for id in ids.collect::<BTreeSet<_>>() {
+        let ids = self.listeners();
+        for id in ids {
             let (listener, sums) = (counters.listener(id), self.sums.get(&id).unwrap_or(&none));
             let (mut ended, mut lived) = (0, 0);
             for reason in CloseReason::ALL {
@@ -452,8 +381,6 @@ impl Check {
             let durations: u64 = listener.duration.buckets.iter().map(Counter::get).sum();
             assert_eq!(durations, lived, "{id:?}: durations, and ended with an endpoint");
             assert_eq!(listener.opened.get(), ended, "{id:?}: opened, and ended");
-            let said = (listener.bytes_up.get(), listener.bytes_down.get());
-            assert_eq!(said, (sums.bytes_up, sums.bytes_down), "{id:?}: bytes, and logged");
         }
         self.check_routes(counters);
         for reason in CloseReason::ALL {
@@ -470,7 +397,9 @@ impl Check {
 impl Check {
     /// What routes count is what is logged of them.
     fn check_routes(&self, counters: &Counters) {
+        // Routes of sessions that came from another process may be in no table.
         let ids = self.tables.iter().flat_map(|t| &t.routes).map(|route| route.id);
+        let ids = ids.chain(self.by_route.keys().copied());
         let mut of_routes = 0;
         for id in ids.collect::<BTreeSet<_>>() {
             let route = counters.route(id);
@@ -488,84 +417,4 @@ impl Check {
         let of_listeners: u64 = self.sums.values().flat_map(|sums| sums.closed.values()).sum();
         assert_eq!(of_routes, of_listeners, "closed by routes, and by listeners");
     }
-}
-
-/// The client is who its header says, if that is right; without one it gets nowhere.
-fn check_client(client: &Conn, peer: SocketAddr, record: &SessionRecord, reason: CloseReason) {
-    let says = client.proxied.says.unwrap_or(peer);
-    match record.peer {
-        Some(_) => assert!(client.proxied.header > 0 && record.client == says, "{record:?}"),
-        None if client.proxied.must => assert!(record.refused, "relayed without a header"),
-        None => {
-            let of_header = [CloseReason::ProxyInvalid, CloseReason::ProxyTimeout];
-            assert!(!of_header.contains(&reason), "a header was waited for: {record:?}");
-        }
-    }
-    // What no byte can make right any more is not waited for.
-    if reason == CloseReason::ProxyTimeout && !client.has_news() {
-        let sent = client.prefix.len().min(client.inbound.written as usize);
-        let header = read(&client.prefix[..sent]);
-        assert!(matches!(header, Header::NeedMore { .. }), "{header:?}: {record:?}");
-    }
-}
-
-/// The reason is what happened.
-fn check_reason(reason: CloseReason, client: &Conn, endpoint: &Conn, record: &SessionRecord) {
-    use CloseReason as R;
-    let truth = match reason {
-        R::ClientFin | R::EndpointFin => {
-            assert_eq!(
-                (client.inbound.written - client.proxied.away, endpoint.inbound.written),
-                (endpoint.outbound.written - endpoint.proxied.told(), client.outbound.written),
-                "bytes were lost between clean ends: {record:?}"
-            );
-            client.inbound.finished() && endpoint.inbound.finished()
-        }
-        R::ClientReset => client.error.is_some(),
-        R::EndpointReset => endpoint.error.is_some(),
-        R::ClientTimedOut => client.error == Some(Why::TimedOut),
-        R::EndpointTimedOut => endpoint.error == Some(Why::TimedOut),
-        R::ClientError | R::EndpointError => false,
-        R::HalfCloseTimeout => client.inbound.fin_seen || endpoint.inbound.fin_seen,
-        _ => true,
-    };
-    assert!(truth, "{reason:?} is not what happened: {client:?} {endpoint:?}");
-}
-
-/// What was clean for one side was clean for the other, and so with resets.
-fn check_ends(reason: CloseReason, client: &Conn, endpoint: &Conn) {
-    use CloseReason as R;
-    match reason {
-        R::ClientFin | R::EndpointFin => {
-            for conn in [client, endpoint] {
-                assert!(!conn.reset_seen, "a clean end became a reset: {conn:?}");
-                let gone = conn.error.is_some() || conn.peer_closed;
-                assert!(gone || conn.outbound.fin, "a clean end was not passed on: {conn:?}");
-            }
-        }
-        R::ClientReset | R::ClientTimedOut => {
-            is_reset(endpoint);
-            is_delivered(client, endpoint);
-        }
-        R::EndpointReset | R::EndpointTimedOut => {
-            is_reset(client);
-            is_delivered(endpoint, client);
-        }
-        _ => {}
-    }
-}
-
-/// What a side sent before it broke has reached the other, unless that is gone.
-fn is_delivered(from: &Conn, to: &Conn) {
-    if to.error.is_some() || to.peer_closed {
-        return;
-    }
-    let sent = from.inbound.written - from.proxied.away;
-    let reached = to.outbound.taken + to.outbound.queue.len() - to.proxied.told();
-    assert_eq!(sent, reached, "bytes sent before a reset were lost: {from:?} {to:?}");
-}
-
-fn is_reset(conn: &Conn) {
-    let reset = conn.reset_seen || conn.error.is_some() || conn.peer_closed;
-    assert!(reset, "a reset of one side did not reset the other: {conn:?}");
 }

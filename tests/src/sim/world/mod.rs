@@ -5,35 +5,32 @@ mod actions;
 mod ask;
 mod asked;
 mod check;
-mod moves;
+mod clients;
 mod peer;
+mod process;
+mod processes;
 mod reached;
 mod tables;
 mod tried;
-mod under_way;
+mod upgrade;
 mod worker;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
-use std::sync::Arc;
 
-use config_sync::table::routing::{Drain, EndpointId, RoutingTable, SocketId};
-use ringway::contract::{Op, Token};
-use ringway::proxy::Proxy;
-use ringway::proxy::table_queue::TableQueue;
-use ringway::stats::counters::Counters;
-use ringway::stats::records::Demotion;
+use config_sync::table::routing::Drain;
 
-use crate::sim::coverage::{Coverage, Fault, State};
+use crate::sim::coverage::{Coverage, Fault};
 use crate::sim::endpoints::endpoint_at;
+use crate::sim::kernel::Kernel;
 use crate::sim::kernel::faults::Faults;
-use crate::sim::kernel::{Kernel, Turn};
 use crate::sim::model::Model;
 use crate::sim::rng::Rng;
 use crate::sim::udp::datagram::{Datagram, Path};
-use crate::sim::world::check::Check;
+use crate::sim::world::clients::Clients;
 use crate::sim::world::peer::Peer;
+use crate::sim::world::process::{Next, Process};
 use crate::sim::world::tried::Tried;
+use crate::sim::world::upgrade::state::Upgrade;
 
 /// What a run has seen.
 #[derive(Debug)]
@@ -42,9 +39,8 @@ pub struct Outcome {
     pub events: u64,
     pub sessions: u64,
     pub flows: u64,
-    /// Sessions and flows that another process has adopted.
+    /// Sessions and flows that have gone on in another process.
     pub moved: u64,
-    /// Flows among them.
     pub moved_flows: u64,
 }
 
@@ -68,35 +64,25 @@ struct World {
     /// Chooses what an operator asks, so that the rest of a seed's world does not depend on that.
     asks: Rng,
     kernel: Kernel,
-    proxy: Proxy,
-    counters: Arc<Counters>,
-    model: Model,
-    check: Check,
+    /// The process whose turn it is, and the others that live.
+    process: Process,
+    others: Vec<Process>,
+    /// The process that serves, or the one that is about to hand over.
+    head: u32,
+    upgrades: Vec<Upgrade>,
+    /// Sessions and flows that another process has adopted.
+    moved: (u64, u64),
+    clients: Clients,
     actions: BTreeMap<(u64, u64), Action>,
     sequence: u64,
     peers: Vec<Peer>,
-    clients: u32,
+    /// Clients that have come.
+    came: u32,
     /// UDP flows that clients began.
     exchanges: u64,
-    in_force: Vec<SocketId>,
-    /// What was in force when the turn began.
-    before: Vec<SocketId>,
-    /// The table that was applied last; `None` in the turn in which it is.
-    settled: Option<Arc<RoutingTable>>,
-    latest: Option<Arc<RoutingTable>>,
-    /// Sockets that the proxy was told to leave and has not closed yet.
-    leaving: BTreeSet<SocketId>,
-    next_table: Option<Next>,
-    /// What the tables hand over and ask for.
-    tables: TableQueue<SocketAddr>,
-    /// When an endpoint was last in a table; `u64::MAX`: it is in the one in force.
-    present: BTreeMap<EndpointId, u64>,
     tried: Tried,
     habits: Habits,
-    turn: Turn,
-    ops: Vec<(Token, Op)>,
     turns: u64,
-    idle_resumes: u32,
     quiet: bool,
 }
 
@@ -115,13 +101,6 @@ struct Habits {
     slow: bool,
 }
 
-/// The table that the worker finds when it next looks.
-#[derive(Debug)]
-enum Next {
-    Model,
-    Drain(Drain),
-}
-
 #[derive(Debug)]
 enum Action {
     Arrive,
@@ -136,8 +115,8 @@ enum Action {
     SwapTable,
     ChangeEndpoint,
     Ask,
-    /// Sessions or flows go to another process.
-    Part,
+    /// The next process begins.
+    Upgrade,
 }
 
 impl World {
@@ -145,7 +124,6 @@ impl World {
         let mut rng = Rng::new(seed);
         let mut model = Model::random(&mut rng);
         let mut faults = Faults::random(&mut rng);
-        let counters = Arc::new(Counters::new());
         let mut habits = Habits {
             arrivals: rng.scale(200, 50_000),
             table_swaps: rng.scale(500, 1_000_000),
@@ -163,42 +141,32 @@ impl World {
         }
         let mut kernel = Kernel::new(rng.number(), model.limits, faults);
         kernel.trace = trace;
-        let mut proxy = Proxy::new(model.limits, rng.number(), Arc::clone(&counters));
         // Not of `rng`: the rest of a seed's world does not depend on it.
-        proxy.bound_new_flows(1 + (seed % 4) as u32, model.limits.buffers);
+        let process = Process::new(0, model, rng.number(), 1 + (seed % 4) as u32);
         let mut world = Self {
-            check: Check::new(model.limits),
             asks: Rng::new(seed ^ 0x61736b),
             rng,
             kernel,
-            proxy,
-            counters,
-            model,
+            process,
+            others: Vec::new(),
+            head: 0,
+            upgrades: Vec::new(),
+            moved: (0, 0),
+            clients: Clients::default(),
             actions: BTreeMap::new(),
             sequence: 0,
             peers: Vec::new(),
-            clients: 0,
+            came: 0,
             exchanges: 0,
-            in_force: Vec::new(),
-            before: Vec::new(),
-            settled: None,
-            latest: None,
-            leaving: BTreeSet::new(),
-            next_table: None,
-            tables: TableQueue::default(),
-            present: BTreeMap::new(),
             tried: Tried::default(),
             habits,
-            turn: Turn::default(),
-            ops: Vec::new(),
             turns: 0,
-            idle_resumes: 0,
             quiet: false,
         };
-        for (_, endpoint) in world.model.endpoints().collect::<Vec<_>>() {
+        for (_, endpoint) in world.process.model.endpoints().collect::<Vec<_>>() {
             world.change_endpoint(&endpoint);
         }
-        for backend in &world.model.backends {
+        for backend in &world.process.model.backends {
             let rest = 1_000 * u64::from(backend.upstream_rest);
             let endpoints = backend.endpoints.iter().filter_map(|(_, of)| of.address.ip());
             world.kernel.rests.extend(endpoints.map(|ip| (ip, rest)));
@@ -211,7 +179,6 @@ impl World {
     }
 
     fn begin(&mut self) {
-        self.next_table = Some(Next::Model);
         self.after(0, Action::Arrive);
         self.after(100, Action::SwapTable);
         self.after(1_000, Action::ChangeEndpoint);
@@ -219,16 +186,19 @@ impl World {
             self.after(2_000, Action::Ask);
         }
         if self.asks.per_mille(500) {
-            self.after(3_000, Action::Part);
+            self.after(3_000, Action::Upgrade);
         }
     }
 
     fn live(&mut self) {
-        while self.kernel.events < ENOUGH_EVENTS
-            || self.kernel.accepted + self.exchanges < ENOUGH_EXCHANGES
-        {
+        while !self.has_had_enough() || self.upgrades.iter().any(Upgrade::is_undecided) {
             self.step();
         }
+    }
+
+    fn has_had_enough(&self) -> bool {
+        let exchanges = self.kernel.accepted + self.exchanges;
+        self.kernel.events >= ENOUGH_EVENTS && exchanges >= ENOUGH_EXCHANGES
     }
 
     /// Publishes the last table, lets peers go quiet or stay, and waits for the end.
@@ -242,65 +212,49 @@ impl World {
             }
         }
         let timeout = self.rng.scale(1, 3_000) as u32;
-        let spread = self.rng.scale(1, 500) as u32;
-        self.next_table = Some(Next::Drain(Drain { timeout, spread }));
+        let drain = Drain { timeout, spread: self.rng.scale(1, 500) as u32 };
         self.kernel.hit_all(Fault::Drain);
         let began = self.kernel.now;
         let stop_at = self.rng.per_mille(200).then(|| began + self.rng.scale(1, 1_000_000));
-        // The kernel's own delays, a sweep of the flows, and steps of the timers.
-        let slack = 1_500_000 + 4 * self.kernel.faults.lag;
-        let deadline = began + 1000 * u64::from(timeout + spread) + slack;
         let mut stopped = false;
-        let is_asked = |world: &Self| {
-            world.next_table.is_some() || world.check.asked.is_open() || world.check.moves.is_open()
-        };
-        while is_asked(self) || !self.tables.is_empty() || !self.proxy.is_done() {
-            assert!(
-                self.kernel.now <= deadline,
-                "not drained within the deadline: {} sessions, {} flows, {} upstreams",
-                self.counters.sessions.get(),
-                self.counters.flows.get(),
-                self.counters.upstreams.get(),
-            );
+        loop {
+            self.switch_to(self.head);
+            // The process that served may be killed, and another one begins.
+            if self.process.drain.is_none() {
+                self.process.next_table = Some(Next::Drain(drain, BTreeSet::new()));
+                self.drains_until(drain);
+            }
+            if self.process.is_done() && self.others.is_empty() {
+                return;
+            }
             self.step();
+            self.switch_to(self.head);
             let stops = stop_at.is_some_and(|at| self.kernel.now >= at);
-            if !stopped && stops && !self.check.moves.is_open() {
+            let alone = self.upgrades.is_empty() && self.process.next_table.is_none();
+            if !stopped && stops && alone {
                 stopped = true;
                 self.kernel.hit_all(Fault::Stop);
-                self.proxy.stop(self.kernel.now, &mut self.ops);
+                self.process.proxy.stop(self.kernel.now, &mut self.process.ops);
                 self.end_turn();
             }
         }
     }
 
     fn finish(mut self) -> Outcome {
-        self.kernel.check_empty();
-        for why in Demotion::ALL {
-            let times = self.counters.demotions[*why as usize].get();
-            self.kernel.coverage.add(State::Live, Fault::Demoted(*why), times);
-        }
-        self.check.at_the_end(&self.kernel, &self.counters);
-        for load in self.model.backends.iter().flat_map(|backend| &backend.loads) {
-            assert_eq!(load.sessions.get(), 0, "sessions of an endpoint after the end");
-            let held = load.limit.as_ref().map_or(0, |limit| limit.usage.sessions.get());
-            assert_eq!(held, 0, "places within an endpoint's limit after the end");
-        }
-        assert_eq!(self.model.sources.sessions(), 0, "sessions of sources after the end");
-        self.model.shared.check_empty();
-        for queue in self.model.backends.iter().flat_map(|backend| &backend.queue) {
-            assert_eq!(queue.line.waiting(), 0, "sessions that wait after the end");
-        }
+        self.process.at_the_end(&mut self.kernel, &mut self.clients);
+        self.link_ends(self.process.number);
+        self.clients.at_the_end(&self.kernel);
         Outcome {
             coverage: self.kernel.coverage,
             events: self.kernel.events,
             sessions: self.kernel.accepted,
             flows: self.exchanges,
-            moved: self.check.moves.adopted,
-            moved_flows: self.check.moves.flows,
+            moved: self.moved.0,
+            moved_flows: self.moved.1,
         }
     }
 
-    /// Time goes on to whatever is next; then peers act, and the worker has a turn.
+    /// Time goes on to whatever is next; then peers act, and each process has a turn.
     fn step(&mut self) {
         self.turns += 1;
         assert!(
@@ -312,21 +266,24 @@ impl World {
             self.kernel.now,
             self.actions.values().nth(3),
         );
-        let deadline = self.proxy.next_deadline();
+        let deadlines = self.processes().filter_map(Process::next).min();
         let next = [
             self.kernel.next_time(),
-            deadline,
-            self.check.moves.next(),
+            deadlines,
+            self.next_of_upgrades(),
             self.actions.first_key_value().map(|((at, _), _)| *at),
         ];
         let mut next = next.into_iter().flatten().min().unwrap_or(self.kernel.now);
         // The last table wakes a worker that has nothing else to do for minutes.
-        let wakes = self.quiet && self.next_table.is_some();
-        if wakes || !self.tables.is_empty() {
+        let wakes = |process: &Process| {
+            (self.quiet || process.latest.is_none()) && process.next_table.is_some()
+        };
+        if self.processes().any(|of| wakes(of) || !of.tables.is_empty()) {
             // The worker does not wait, but it may not be given the core at once.
             next = next.min(self.kernel.now + self.rng.scale(1, 1_000));
         }
         self.kernel.now = self.kernel.now.max(next);
+        self.switch_to(self.head);
         self.act();
         let mut most = self.rng.between(1, self.habits.batch) as usize;
         if !self.quiet && self.rng.per_mille(self.habits.jumps) {
@@ -334,16 +291,17 @@ impl World {
             // What has come in the meantime comes in one turn, as far as there are buffers.
             most = usize::MAX;
         }
-        let due = |at: Option<u64>| at.is_some_and(|at| at <= self.kernel.now);
-        let asked = self.next_table.is_some()
-            || !self.tables.is_empty()
-            || !self.check.asked.next.is_empty()
-            || due(self.check.moves.next())
-            || !self.check.moves.replies.is_empty();
-        if due(self.kernel.next_time()) || due(deadline) || asked {
-            self.worker_turn(most);
+        self.carry_on_with_upgrades();
+        let numbers: Vec<u32> = self.processes().map(|of| of.number).collect();
+        for number in numbers {
+            self.switch_to(number);
+            let is_due = self.process.next().is_some_and(|at| at <= self.kernel.now);
+            if is_due || self.kernel.is_due() || self.process.has_news() {
+                self.worker_turn(most);
+            }
+            self.after_turn();
         }
-        self.after_turn();
+        self.end_processes();
     }
 
     /// The worker gets no time for a while, the world goes on.
@@ -357,6 +315,7 @@ impl World {
             self.act();
         }
         self.kernel.now = until;
+        self.drains_were_late();
     }
 
     fn after(&mut self, delay: u64, action: Action) {
@@ -370,9 +329,9 @@ impl World {
             let address = attempted.address;
             // A table applied in this turn came after the attempts of its events; what is still
             // accepted after the last table is routed by the one before.
-            let last = self.present.get(&endpoint_at(address)).copied().unwrap_or(0);
+            let last = self.process.present.get(&endpoint_at(address)).copied().unwrap_or(0);
             assert!(
-                self.quiet || last >= self.kernel.now,
+                self.process.drain.is_some() || last >= self.kernel.now,
                 "connects to {address}, which left the table {} us ago",
                 self.kernel.now - last
             );
@@ -385,15 +344,24 @@ impl World {
             }
             self.join(peer);
         }
-        let moved = u32::try_from(self.check.moves.adopted).expect("few");
-        self.model.backends.iter().for_each(|backend| backend.check_loads(moved));
-        let live = self.counters.sessions.get() + self.counters.flows.get();
+        let moved = self.process.adopted;
+        self.process.model.backends.iter().for_each(|backend| backend.check_loads(moved));
+        let live = self.process.counters.sessions.get() + self.process.counters.flows.get();
         // The sources of a listener, and those of a route.
-        assert!(self.model.sources.sessions() <= 2 * live, "sources have more than there is");
-        self.model.shared.check(live, moved);
+        assert!(
+            self.process.model.sources.sessions() <= 2 * live,
+            "sources have more than there is"
+        );
+        self.process.model.shared.check(live, moved);
+        let number = self.process.number;
         for (path, datagram) in std::mem::take(&mut self.kernel.sent_up) {
+            // The kernel may have forwarded it for another process.
+            if let Some(of) = self.kernel.process_at(path.port) {
+                self.switch_to(of);
+            }
             self.endpoint_hears(path, datagram);
         }
+        self.switch_to(number);
         for (endpoint, exchange) in std::mem::take(&mut self.kernel.fed) {
             self.check_fed(endpoint, exchange);
         }
@@ -403,6 +371,6 @@ impl World {
         for (exchange, from, to) in std::mem::take(&mut self.kernel.moves) {
             self.check_move(exchange, from, to);
         }
-        self.check.replies += self.kernel.sent_down.drain(..).count() as u64;
+        self.process.check.replies += self.kernel.sent_down.drain(..).count() as u64;
     }
 }

@@ -26,19 +26,19 @@ impl World {
         self.check_interface(id, interface);
         self.check_place(id, address, port);
         let backend = backend_of(id);
-        self.tried.attempt(token, backend, self.model.connect_attempts(backend));
+        self.tried.attempt(token, backend, self.process.model.connect_attempts(backend));
     }
 
     /// The gateway reaches an endpoint where clients of `port` find it.
     pub(super) fn check_place(&self, id: EndpointId, reached: SocketAddr, port: u16) {
-        let endpoint = self.model.endpoint(id);
+        let endpoint = self.process.model.endpoint(id);
         let there = endpoint.address.for_client_of(port).map(place);
         assert_eq!(there, Some(reached), "not where a client of port {port} finds {endpoint:?}");
     }
 
     /// Whoever is given an endpoint reaches it through the interface of its backend.
     pub(super) fn check_interface(&self, id: EndpointId, interface: u32) {
-        let Some(table) = &self.settled else { return };
+        let Some(table) = &self.process.settled else { return };
         let Some(backend) = backend_with(table, id) else { return };
         assert_eq!(interface, backend.interface, "{id:?} is reached through another interface");
         self.check_backup(id, backend);
@@ -46,10 +46,10 @@ impl World {
 
     /// A backup is given out only if no other endpoint of its backend may be picked.
     fn check_backup(&self, id: EndpointId, backend: &Backend) {
-        let is_other = |of: &Endpoint| of.weight > 0 && !self.model.is_backup(of.id);
+        let is_other = |of: &Endpoint| of.weight > 0 && !self.process.model.is_backup(of.id);
         let has_other = backend.endpoints.iter().any(is_other);
         assert!(
-            !has_other || !self.model.is_backup(id),
+            !has_other || !self.process.model.is_backup(id),
             "{id:?} is a backup, and others are there"
         );
     }
@@ -57,7 +57,7 @@ impl World {
     /// A flow leaves an endpoint that is in the table only for one whose port is not known to be
     /// closed, and its backend only if that has no such endpoint and the route goes on.
     pub(super) fn check_move(&self, exchange: Exchange, from: SocketAddr, to: SocketAddr) {
-        let Some(table) = &self.settled else { return };
+        let Some(table) = &self.process.settled else { return };
         let (from, to) = (endpoint_at(from), endpoint_at(to));
         let Some(own) = backend_with(table, from) else { return };
         let before = self.closed_at(to).is_some_and(|at| at < self.kernel.now);
@@ -76,12 +76,12 @@ impl World {
 
     /// A flow goes on at an endpoint that has refused it: there is no other to go to.
     pub(super) fn check_fed(&self, endpoint: SocketAddr, exchange: Exchange) {
-        let gauges = self.counters.upstreams.get() + self.counters.pairs.get();
+        let gauges = self.process.counters.upstreams.get() + self.process.counters.pairs.get();
         // Without a socket for it, it can't go.
-        let room = gauges + 8 < u64::from(self.model.limits.flows)
-            && self.kernel.now >= self.kernel.no_ports.0 + 100_000;
-        let Some(table) = self.settled.as_ref().filter(|_| room) else { return };
-        let port = self.model.port(exchange.socket);
+        let room = gauges + 8 < u64::from(self.process.model.limits.flows)
+            && self.kernel.now >= self.kernel.own().no_ports.0 + 100_000;
+        let Some(table) = self.process.settled.as_ref().filter(|_| room) else { return };
+        let port = self.process.model.port(exchange.socket);
         let fed = endpoint_at(endpoint);
         let Some(own) = backend_with(table, fed) else { return };
         let is_open = |backend: &Backend| {
@@ -109,7 +109,7 @@ impl World {
 
     /// When a port of the endpoint last refused something, microseconds.
     fn closed_at(&self, endpoint: EndpointId) -> Option<u64> {
-        let all = self.kernel.closed_ports.iter();
+        let all = self.kernel.own().closed_ports.iter();
         all.filter(|(place, _)| endpoint_at(**place) == endpoint).map(|(_, at)| *at).max()
     }
 
