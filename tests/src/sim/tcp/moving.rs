@@ -64,7 +64,13 @@ impl Kernel {
         self.sessions.insert(token.slot, session);
         self.adopted.insert((token.slot, token.generation), client);
         self.frozen.insert(token);
-        [client, endpoint].into_iter().for_each(|id| self.watch(token, id));
+        for id in [client, endpoint] {
+            // The process before has gone on with the session meanwhile.
+            let has_gone_on = self.conns[id.0].owner.is_some_and(|of| !self.frozen.contains(&of));
+            if !has_gone_on {
+                self.watch(token, id);
+            }
+        }
     }
 
     pub(crate) fn watch(&mut self, by: Token, id: ConnId) {
