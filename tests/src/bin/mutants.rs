@@ -203,12 +203,6 @@ const MUTANTS: &[Mutant] = &[
         if waits || self.ended",
     },
     Mutant {
-        name: "leaves-with-held-bytes",
-        file: "tcp/direction.rs",
-        find: "!self.queued && !self.streaming && self.held == 0 && !self.dead",
-        replace: "!self.queued && !self.streaming && !self.dead",
-    },
-    Mutant {
         name: "reads-what-it-offers",
         file: "tcp/moving.rs",
         find: "        relay.pause = Pause::Offered;",

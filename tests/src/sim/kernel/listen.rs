@@ -51,6 +51,16 @@ impl Kernel {
             && let Some(bound) = self.bound.remove(&id)
         {
             bound.backlog.into_iter().for_each(|conn| self.close_conn(conn, true));
+            // Whoever listens there next knows nothing of handshakes that had begun.
+            let mut begun = Vec::new();
+            self.queue.retain(|_, pending| match pending {
+                Pending::Handshake(socket, conn) if *socket == id => {
+                    begun.push(*conn);
+                    false
+                }
+                _ => true,
+            });
+            begun.into_iter().for_each(|conn| self.close_conn(conn, true));
         }
     }
 

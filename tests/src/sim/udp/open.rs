@@ -83,6 +83,12 @@ impl Kernel {
         assert!(!self.promoted.contains_key(&token.slot), "CloseUpstream of a promoted flow");
         let upstream = self.upstream(token);
         upstream.closing = true;
+        let Upstream { port, serves, halted, away, .. } = *upstream;
+        let is_last = !self.upstreams.values().any(|of| of.port == port && of.token != token);
+        if let Some(exchange) = serves.filter(|_| halted && !away && is_last) {
+            // The flow of a process that was killed before this one had all of it. Nobody logs it.
+            self.flow_is_over(exchange.source());
+        }
         if token.generation > 0 && self.rng.per_mille(self.faults.dead) {
             let dead = Token { generation: token.generation - 1, ..token };
             self.at(self.now, Pending::Dead(dead));

@@ -53,6 +53,8 @@ impl World {
     fn apply_commands(&mut self) {
         let now = self.kernel.now;
         while let Some(command) = self.process.next_command(now) {
+            // What was asked before may be answered while the command is carried out.
+            let from = self.process.turn.events.len();
             match command {
                 Command::Table(next) => {
                     self.read_records();
@@ -78,7 +80,7 @@ impl World {
                 }
                 Command::AdoptFlows(number, flows) => self.adopt_flows(number, flows),
             }
-            self.settle(self.process.turn.events.len());
+            self.settle(from);
         }
     }
 
