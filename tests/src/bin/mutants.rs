@@ -422,7 +422,7 @@ fn lay_out(root: &Path, copy: &Path) {
     fs::remove_dir_all(copy.join("tests/src/sim/tls")).expect("it was just copied");
     leave_out(&copy.join("tests/src/lib.rs"), &["pki", "real", "stage"]);
     leave_out(&copy.join("tests/src/sim/mod.rs"), &["tls"]);
-    copy_files(root, copy, "tests/tests/simulation.rs");
+    copy_files(root, copy, "tests/tests/simulation");
     copy_files(root, copy, "Cargo.lock");
     let modules = PURE.map(|part| part.trim_end_matches(".rs"));
     let declared = modules.map(|module| format!("pub mod {module};\n"));
