@@ -3,6 +3,8 @@
 //! `SEEDS=n` sets how many (default 10,000), `SEED_SECONDS=n` ends after so long with as many as
 //! there were, `SEED=n` replays one with a trace.
 
+#![allow(clippy::cast_possible_truncation, reason = "what is counted here is small")]
+
 mod endpoints;
 mod fast_path;
 mod flows;

@@ -87,7 +87,10 @@ impl Flows {
     /// Ends all flows and closes all upstream sockets, some in each step. Sessions that live on
     /// must not wait for tens of thousands of these.
     pub fn end_all(&mut self, now: u64, reason: CloseReason) {
-        self.ending = Some(reason);
+        // A drain that is over goes on to ask for the end of what rests, also after a stop.
+        if self.ending != Some(CloseReason::Stopped) {
+            self.ending = Some(reason);
+        }
         self.sweep.next = now;
     }
 

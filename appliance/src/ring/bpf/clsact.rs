@@ -31,8 +31,6 @@ pub struct Clsact {
     _programs: OwnedFd,
     /// Those with a filter of this process.
     interfaces: BTreeSet<u32>,
-    /// Those whose queue this process has made.
-    queues: BTreeSet<u32>,
 }
 
 /// The place among the filters of an interface. It is behind those that the kernel numbers itself,
@@ -46,7 +44,6 @@ const QUEUE: u32 = 0xffff_0000;
 /// TC_H_CLSACT
 const CLSACT: u32 = 0xffff_fff1;
 const INGRESS: u32 = 0xffff_fff2;
-const EGRESS: u32 = 0xffff_fff3;
 
 // Attributes of a BPF filter (linux/pkt_cls.h).
 const BPF_FD: u16 = 6;
@@ -66,8 +63,7 @@ impl Clsact {
         let stub = calls::program_load("ringway_stub", &code, LICENSE, &mut []);
         let stub = stub.map_err(BpfError::failed("loading the stub"))?;
         let netlink = Netlink::open().map_err(BpfError::failed("a netlink socket"))?;
-        let (interfaces, queues) = (BTreeSet::new(), BTreeSet::new());
-        Ok(Self { netlink, stub, _programs: programs, interfaces, queues })
+        Ok(Self { netlink, stub, _programs: programs, interfaces: BTreeSet::new() })
     }
 
     /// Attaches the program to an interface, unless it is there, and removes what ended processes
@@ -104,13 +100,13 @@ impl Clsact {
     /// Forgets the interfaces that are not among these. What hung there has gone with them.
     pub fn retain(&mut self, found: &BTreeSet<u32>) {
         self.interfaces.retain(|interface| found.contains(interface));
-        self.queues.retain(|interface| found.contains(interface));
     }
 
-    /// Takes the stub off all interfaces.
+    /// Takes the stub off all interfaces. The queues stay, which do nothing: the kernel can't be
+    /// asked to remove a queue only if it is empty, and somebody may be about to use it.
     pub fn detach(&mut self) {
-        for interface in &self.interfaces | &self.queues {
-            if let Err(error) = self.leave(interface) {
+        for interface in std::mem::take(&mut self.interfaces) {
+            if let Err(error) = self.remove(interface, self.netlink.port) {
                 tracing::debug!(
                     "interface {interface}: the filter stays, and does nothing: {error}"
                 );
@@ -118,36 +114,13 @@ impl Clsact {
         }
     }
 
-    /// An own queue goes too, if nothing else has come to hang there. Other queues stay: their
-    /// makers may be about to use them.
-    fn leave(&mut self, interface: u32) -> io::Result<()> {
-        if self.interfaces.remove(&interface) {
-            self.remove(interface, self.netlink.port)?;
-        }
-        if !self.queues.remove(&interface) {
-            return Ok(());
-        }
-        for parent in [INGRESS, EGRESS] {
-            let all = Target { interface, handle: 0, parent, info: 0 };
-            if !self.netlink.dump(libc::RTM_GETTFILTER, all)?.is_empty() {
-                return Ok(());
-            }
-        }
-        let clsact = kind(b"clsact\0");
-        self.netlink.change((libc::RTM_DELQDISC, 0), queue(interface), &clsact)
-    }
-
     fn make_queue(&mut self, interface: u32) -> io::Result<()> {
         let new = (libc::RTM_NEWQDISC, libc::NLM_F_CREATE | libc::NLM_F_EXCL);
         match self.netlink.change(new, queue(interface), &kind(b"clsact\0")) {
             // This one, or the older queue `ingress`, which has the same place for filters.
-            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {}
-            result => {
-                result?;
-                self.queues.insert(interface);
-            }
+            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
+            result => result,
         }
-        Ok(())
     }
 
     /// The numbers of Ringway's filters at an interface.

@@ -107,7 +107,13 @@ impl FastPath {
         let found = find_interfaces()?;
         let mut hook = self.hook();
         hook.retain(&found);
-        found.into_iter().try_for_each(|interface| hook.attach(self.program.as_fd(), interface))
+        let mut all = Ok(());
+        for interface in found {
+            // One that refuses keeps the program off no other.
+            let attached = hook.attach(self.program.as_fd(), interface);
+            all = all.and(attached);
+        }
+        all
     }
 
     /// Takes the program off all interfaces.
@@ -158,6 +164,7 @@ impl FastPath {
 
 impl Hook {
     /// Tries an interface that is not there, so what is missing shows before anything is attached.
+    /// Modules for clsact do not: the kernel looks for the interface first.
     fn open(program: BorrowedFd<'_>, may_use_tcx: bool) -> Result<Self, BpfError> {
         let has_links = || match calls::link_create(program, NO_INTERFACE) {
             Ok(_) => true,

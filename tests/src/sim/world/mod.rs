@@ -230,7 +230,10 @@ impl World {
             self.step();
             self.switch_to(self.head);
             let stops = stop_at.is_some_and(|at| self.kernel.now >= at);
-            let alone = self.upgrades.is_empty() && self.process.next_table.is_none();
+            // A stop overtakes nothing that was asked before.
+            let alone = self.upgrades.is_empty()
+                && self.process.next_table.is_none()
+                && !self.process.has_commands();
             if !stopped && stops && alone {
                 stopped = true;
                 self.kernel.hit_all(Fault::Stop);
