@@ -161,10 +161,10 @@ impl Link {
         }
     }
 
-    /// Offers sessions to the new process. Returns which of them it has adopted. Without an answer
-    /// in time this connection is over: an answer that comes later reaches nobody, and its sender
-    /// knows.
-    pub fn offer(&mut self, sessions: &[Session], sockets: &[[OwnedFd; 2]]) -> Vec<bool> {
+    /// Offers sessions to the new process. Returns which of them it has adopted. `None`: there was
+    /// no answer in time. Then this connection is over: an answer that comes later reaches nobody,
+    /// and its sender knows.
+    pub fn offer(&mut self, sessions: &[Session], sockets: &[[OwnedFd; 2]]) -> Option<Vec<bool>> {
         let beside: Vec<_> = sockets.as_flattened().iter().map(AsFd::as_fd).collect();
         let socket = self.socket.as_fd();
         let sent = pass::set_patience(socket, SESSION_PATIENCE)
@@ -175,7 +175,7 @@ impl Link {
             Err(why) => Err(why),
         };
         match answer {
-            Ok((Message::Adopted(adopted), _)) if adopted.len() == sessions.len() => adopted,
+            Ok((Message::Adopted(adopted), _)) if adopted.len() == sessions.len() => Some(adopted),
             other => {
                 let why = other.map_or_else(|why| why, |(message, _)| out_of_order(&message));
                 tracing::warn!("the sessions that are left drain here: {why}");
@@ -252,19 +252,14 @@ impl Link {
         pass::set_patience(self.socket.as_fd(), patience).map_err(|error| error.to_string())
     }
 
-    /// Hears no more, and returns what had been said before. If that was nothing, the sessions go
-    /// on here. The other process is told so first: once this process has ended, the other one
-    /// could not know that it did not end before.
-    fn last_word(&mut self, count: usize) -> Vec<bool> {
+    /// Hears no more, and returns what had been said before.
+    fn last_word(&mut self, count: usize) -> Option<Vec<bool>> {
         self.is_over = true;
-        if pass::stop_receiving(self.socket.as_fd()).is_ok()
-            && let Ok((Message::Adopted(adopted), _)) = self.receive()
-            && adopted.len() == count
-        {
-            return adopted;
+        pass::stop_receiving(self.socket.as_fd()).ok()?;
+        match self.receive() {
+            Ok((Message::Adopted(adopted), _)) if adopted.len() == count => Some(adopted),
+            _ => None,
         }
-        self.refuse("the sessions that were offered go on in the process before");
-        vec![false; count]
     }
 
     /// Another way to say things in this conversation.
@@ -355,6 +350,7 @@ mod tests {
     use socket2::Domain;
 
     use super::*;
+    use crate::control::upgrade::voice::GO_ON;
 
     #[test]
     fn the_socket_is_beside_that_of_the_admin_api() {
@@ -374,8 +370,9 @@ mod tests {
             socket2::Socket::pair(Domain::UNIX, Type::SEQPACKET, None).expect("a pair");
         let link = |socket: socket2::Socket| Link::new(socket.into()).expect("its own user");
         let (mut old, mut new) = (link(old), link(new));
-        assert_eq!(old.offer(&[], &[]), [false; 0]);
+        assert_eq!(old.offer(&[], &[]), None);
         assert!(old.is_over());
+        old.voice().expect("a file").refuses(GO_ON);
         drop(old);
         assert!(matches!(new.receive(), Ok((Message::Sessions(_), _))));
         assert!(new.send(&Message::Adopted(Vec::new()), &[]).is_err(), "nobody hears it");

@@ -123,7 +123,9 @@ fn give_sessions(link: &mut Link, asks: &Asks) -> Result<(), String> {
         // The worker closes its own copies only after these are closed, so that the last one to
         // close is the new process.
         drop(sockets);
-        let parted = asks.steps.blocking_send(Step::Parted { adopted });
+        let unheard = if adopted.is_none() { link.voice().ok() } else { None };
+        let parted = Step::Parted { adopted: adopted.unwrap_or_default(), unheard };
+        let parted = asks.steps.blocking_send(parted);
         parted.map_err(|_| "the gateway has ended".to_owned())?;
         if link.is_over() {
             return Err("the new process does not answer".to_owned());

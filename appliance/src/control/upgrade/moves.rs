@@ -9,10 +9,10 @@ use config_sync::table::moving::Moving;
 use config_sync::table::request::{Handle, Request, What};
 use tokio::sync::oneshot;
 
-use crate::control::run::Control;
+use crate::control::run::{Control, Phase};
 use crate::control::upgrade::named::{by_ids, named, place};
 use crate::control::upgrade::under_way::{Answer, Arriving, Batch};
-use crate::control::upgrade::voice::Voice;
+use crate::control::upgrade::voice::{GO_ON, Voice};
 use crate::stats::records::Reply;
 use crate::wire::hand_over::MOST_SESSIONS;
 use crate::worker::Sockets;
@@ -113,12 +113,16 @@ impl Control {
         let leaving = &mut self.upgrade.moves.leaving;
         (leaving.offered, leaving.of) = (offered, worker);
         if answer.send(Ok(Some(batch))).is_err() {
-            self.parted(&[]);
+            self.parted(&[], None);
         }
     }
 
     /// The new process has adopted some of the sessions, or none. The others go on here.
-    pub fn parted(&mut self, adopted: &[bool]) {
+    pub fn parted(&mut self, adopted: &[bool], unheard: Option<Voice>) {
+        // After a stop none goes on here: the workers have left the sessions to the new process.
+        if let Some(voice) = unheard.filter(|_| !matches!(self.phase, Phase::Stopping)) {
+            voice.refuses(GO_ON);
+        }
         let leaving = &mut self.upgrade.moves.leaving;
         let (worker, offered) = (leaving.of, std::mem::take(&mut leaving.offered));
         let mut answers = adopted.iter().copied().chain(std::iter::repeat(false));

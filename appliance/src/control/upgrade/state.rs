@@ -43,7 +43,8 @@ pub enum Step {
     /// Sessions are wanted for the new process. `None`: none can go at the moment.
     Part { answer: Answer<Option<Batch>> },
     /// The sessions of the last answer, in their order: whether the new process has adopted each.
-    Parted { adopted: Vec<bool> },
+    /// `unheard`: no answer came, and the new process is to be told that all go on here.
+    Parted { adopted: Vec<bool>, unheard: Option<Voice> },
     // ---- in the new process ----
     /// Sessions of the old process have arrived. It must be told which are adopted. The answer is
     /// whether it was.

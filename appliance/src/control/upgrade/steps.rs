@@ -215,7 +215,7 @@ impl Control {
             }
             Step::Ended { attempt, status } => self.child_ended(attempt, status),
             Step::Part { answer } => self.part(answer),
-            Step::Parted { adopted } => self.parted(&adopted),
+            Step::Parted { adopted, unheard } => self.parted(&adopted, unheard),
             Step::Arrived { batch, voice, answer } => self.arrived(batch, voice, answer),
             Step::FlowsArrived { batch, answer } => self.flows_arrived(batch, answer),
             Step::NotTold { are_ours } => self.own_sessions(are_ours),

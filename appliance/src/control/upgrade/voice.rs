@@ -5,6 +5,10 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use crate::ring::sys::pass;
 use crate::wire::hand_over::{Message, write};
 
+/// Sessions were offered, and no answer came. The other process hears this before the sessions go
+/// on: once this process has ended, the other one could not know that it did not end before.
+pub const GO_ON: &str = "the sessions that were offered go on in the process before";
+
 /// The most characters of a reason.
 pub const MOST_REASON: usize = 1_000;
 
