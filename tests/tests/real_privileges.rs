@@ -123,6 +123,9 @@ fn by_thread(process: u32, key: &str) -> BTreeMap<String, u32> {
     values.collect()
 }
 
+const THREADS: [&str; 6] =
+    ["ringway-0", "ringway-1", "ringway-control", "ringway-admin", "ringway-log", "ringway-start"];
+
 #[test]
 fn the_process_holds_itself_and_so_does_the_next_one() {
     let server = Server::tcp(echo);
@@ -138,22 +141,19 @@ fn the_process_holds_itself_and_so_does_the_next_one() {
                 answer["process"].as_u64().and_then(|number| number.try_into().ok()).expect("one");
         }
         assert_eq!(exchange(address, b"held").expect("an echo"), b"held");
-        let (filters, held) =
-            (by_thread(process, "Seccomp_filters:"), by_thread(process, "NoNewPrivs:"));
+        // A thread gives itself its name.
+        let filters = wait_for("the threads' names", || {
+            let filters = by_thread(process, "Seccomp_filters:");
+            THREADS.iter().all(|name| filters.contains_key(*name)).then_some(filters)
+        });
+        let held = by_thread(process, "NoNewPrivs:");
         for name in ["ringway-0", "ringway-1", "ringway-control", "ringway-admin"] {
             assert_eq!(filters[name], given + 2, "{name} after {upgrades} upgrades: {filters:?}");
         }
         // It is older than the rings, so the filter that forbids another ring came later.
         assert_eq!(filters["ringway-log"], given + 1, "after {upgrades} upgrades: {filters:?}");
         assert_eq!(filters["ringway-start"], given, "the next program begins anew");
-        for name in [
-            "ringway-0",
-            "ringway-1",
-            "ringway-control",
-            "ringway-admin",
-            "ringway-log",
-            "ringway-start",
-        ] {
+        for name in THREADS {
             assert_eq!(held[name], 1, "{name}");
         }
     }
